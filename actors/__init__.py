@@ -1,0 +1,1 @@
+"""Rollout actors: frozen Video-LLM replicas that score token combinations."""

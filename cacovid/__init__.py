@@ -1,0 +1,1 @@
+"""Contribution-aware token compression for Video-LLMs: the pure algorithm, without Ray."""

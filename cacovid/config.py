@@ -1,0 +1,200 @@
+"""The configuration of a training run: each field's default and meaning stand beside it."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A frozen group of fields; unknown names are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelConfig(Section):
+    """The frozen Video-LLM and how it reads a clip."""
+
+    path: str = Field("embedded", description="'embedded', a local directory or a hub id")
+    revision: str | None = Field(None, description="hub revision to pin; None takes the default branch")
+    num_frames: Positive = Field(8, description="frames sampled evenly from each video")
+    positions: Literal["original", "contiguous"] = Field(
+        "original", description="position ids of retained tokens: kept (the paper's) or renumbered"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="weights' type; auto is bfloat16 on a GPU that has it, else float32"
+    )
+    device: str = Field("auto", description="torch device; auto takes the GPU where there is one")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        "sdpa", description="attention kernel of the Video-LLM"
+    )
+    max_batch_tokens: Positive = Field(16_384, description="prompt tokens in one scoring forward")
+    max_new_tokens: Positive = Field(32, description="longest generated answer (not multiple choice)")
+
+
+class DataConfig(Section):
+    """The video questions."""
+
+    train: str = Field("embedded", description="Parquet table of questions, or 'embedded' to draw our own clips")
+    train_clips: Positive = Field(2_000, description="clips to draw when train = 'embedded' (2 questions each)")
+    clip_seed: Count = Field(0, description="first clip seed of the embedded training clips")
+    instruction: str = Field("", description="line appended to every multiple-choice prompt")
+    max_skipped: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.2, description="stop when more than this share of the items met so far was unusable"
+    )
+    max_pixels: Positive = Field(33_177_600, description="largest frame accepted, in pixels (8K UHD)")
+    cache_dir: str | None = Field(None, description="folder of the embedding cache; None puts it in the run's")
+    cache_bytes: Count = Field(2_000_000_000, description="bound of the embedding cache on disk; 0 turns it off")
+
+
+class PolicyConfig(Section):
+    """The compression policy network."""
+
+    kind: Literal["late", "paper"] = Field(
+        "late", description="late interaction (ours) or the paper's decoder layer from the LLM"
+    )
+    question_aware: bool = Field(True, description="False hides the text from 'late' (ablation)")
+    heads: Positive = Field(4, description="late: similarity heads")
+    width: Positive = Field(64, description="late: width of a similarity head")
+    context_width: Positive = Field(16, description="late: width of the linear token feature")
+    hidden: Positive = Field(32, description="late: hidden width of the scoring network")
+    text_positions: Positive = Field(64, description="late: learned text position biases, from the prompt's end")
+
+
+class SamplingConfig(Section):
+    """Online combination space sampling (OCSS)."""
+
+    group: Annotated[int, Field(ge=4)] = Field(32, description="combinations per item and inner iteration, G")
+    modes: Literal["token", "mixed"] = Field(
+        "token", description="token samples only, or the paper's mix (1 content, 3G/4-1 token, G/4 frame)"
+    )
+    tokens_per_frame: tuple[Positive, ...] = Field(
+        (1, 2, 3), description="k per frame, drawn once a step; empty uses `rate` with the adaptive rule"
+    )
+    rate: Fraction = Field(0.02, description="first sampling rate r, k = round(r*H*W), where adaptive")
+    rate_min: Fraction = Field(0.01, description="adaptive rate's lower bound")
+    rate_max: Fraction = Field(0.12, description="adaptive rate's upper bound")
+    halve_above: Fraction = Field(0.875, description="mean token reward from which the rate is halved")
+    double_below: Fraction = Field(0.125, description="mean token reward up to which the rate is doubled")
+    group_size: Positive = Field(2, description="k of one score group: groups n = max(int(1/(r*group_size)), 1)")
+    max_group_prob: Annotated[float, Field(gt=0)] = Field(2.0, description="cap of a group's probability, times 1/n")
+    frame_ratio: Fraction = Field(0.125, description="share of frames that a frame sample draws")
+    max_frame_prob: Annotated[float, Field(gt=0)] = Field(3.0, description="cap of a frame's probability, times 1/T")
+    inner_iterations: Positive = Field(1, description="combination batches per item (the paper: 5)")
+
+
+class ObjectiveConfig(Section):
+    """What the learner minimises."""
+
+    kind: Literal["credit", "clipped"] = Field(
+        "credit", description="credit regression with replay (ours) or the paper's clipped objective"
+    )
+    eps_low: Fraction = Field(0.2, description="clipped: lower clip range")
+    eps_high: Annotated[float, Field(gt=0)] = Field(0.28, description="clipped: upper clip range")
+    uniform_kl: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="clipped: weight of the KL to the uniform policy"
+    )
+    frame_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="weight of the frame loss")
+    credit_scale: float = Field(2.0, description="credit: target of the score is this times the credit")
+    score_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="credit: weight of the mean squared score")
+    replay_bytes: Count = Field(2_000_000_000, description="credit: bound of the replay buffer in bytes; 0: no replay")
+    replay_items: Count = Field(3_000, description="credit: bound of the replay buffer in questions")
+    replay_updates: Positive = Field(4, description="credit: optimiser steps per training step")
+    replay_batch: Positive = Field(48, description="credit: questions per optimiser step")
+
+
+class OptimizerConfig(Section):
+    """AdamW, its schedule and its parameter groups."""
+
+    lr: Annotated[float, Field(gt=0)] = Field(5e-3, description="peak learning rate of the heads")
+    backbone_scale: Annotated[float, Field(ge=0)] = Field(
+        0.1, description="the pretrained layer's share of the rate (policy 'paper')"
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="AdamW weight decay")
+    grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="gradient norm clip")
+    schedule: Literal["cosine", "flat-linear"] = Field(
+        "flat-linear", description="cosine to 0, or flat for half the run then linear to 5 %"
+    )
+    warmup_steps: Count = Field(10, description="optimiser steps of linear warm-up")
+
+
+class ActorsConfig(Section):
+    """Rollout actors: each holds one frozen Video-LLM replica."""
+
+    count: Count = Field(2, description="remote rollout actors; 0 scores in the driver")
+    cpus: Annotated[float, Field(ge=0)] = Field(1.0, description="CPUs of one actor")
+    gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="GPUs of one actor")
+    threads: Positive = Field(1, description="torch threads of one actor on CPU")
+    items_per_task: Positive = Field(2, description="items sent to an actor at once")
+    staleness: Count = Field(1, description="training steps that rollouts run ahead of the learner")
+    max_retries: Count = Field(3, description="tries of a task lost to dead actors before its items are set aside")
+
+
+class LearnersConfig(Section):
+    """Learner processes under DeepSpeed."""
+
+    count: Count = Field(1, description="remote learner processes; 0 learns in the driver")
+    cpus: Annotated[float, Field(ge=0)] = Field(1.0, description="CPUs of one learner")
+    gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="GPUs of one learner")
+    threads: Positive = Field(1, description="torch threads of one learner on CPU")
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(0, description="DeepSpeed ZeRO stage")
+    bf16: Literal["auto", "on", "off"] = Field("auto", description="bfloat16 weights with fp32 masters; auto: on a GPU")
+    micro_batch_tokens: Positive = Field(65_536, description="video and text tokens in one micro-batch")
+    max_restarts: Count = Field(2, description="times a dead learner group is restarted from the last checkpoint")
+
+
+class SelectionConfig(Section):
+    """Which tokens are retained at inference; always exactly floor(retention * N), at least 1."""
+
+    rule: Literal["global", "half-uniform", "frame-budgets"] = Field(
+        "global", description="top scores, half scores half even spread, or the paper's frame budgets"
+    )
+    scored_share: Fraction = Field(0.5, description="share given out by score (the paper's imp_ratio); not for global")
+    max_frame_share: Annotated[float, Field(gt=0)] = Field(
+        1.5, description="frame-budgets: c = this * retention, the cap c/(T*retention) of a frame's share"
+    )
+
+
+class RunConfig(Section):
+    """The run as a whole."""
+
+    seed: Count = Field(0, description="seed of initialisation, item order and every sample")
+    steps: Positive = Field(120, description="training steps")
+    items_per_step: Positive = Field(16, description="questions rolled out per training step")
+    checkpoint_every: Positive = Field(20, description="training steps between checkpoints")
+    keep_checkpoints: Positive = Field(2, description="newest checkpoints kept")
+
+
+class TrainConfig(Section):
+    """A whole run. TOML files and ``--set section.field=value`` fill it."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    policy: PolicyConfig = PolicyConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    actors: ActorsConfig = ActorsConfig()
+    learners: LearnersConfig = LearnersConfig()
+    selection: SelectionConfig = SelectionConfig()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (
+            self.objective.kind == "credit"
+            and self.sampling.inner_iterations > 1
+            and not self.sampling.tokens_per_frame
+        ):
+            raise ValueError(
+                "objective.kind='credit' compares rewards of one rate: set sampling.tokens_per_frame "
+                "or sampling.inner_iterations=1"
+            )
+        if self.sampling.rate_min > self.sampling.rate_max:
+            raise ValueError(
+                f"sampling.rate_min={self.sampling.rate_min} exceeds rate_max={self.sampling.rate_max}: swap them"
+            )
+        return self

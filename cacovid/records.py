@@ -1,0 +1,117 @@
+"""The records that cross between data, rollout actors and learner.
+
+Shape legend: G combinations of one inner iteration, k retained tokens, N video tokens, T frames
+(temporal steps), Lt text tokens, L prompt columns, D width of the language model.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+ProblemType = Literal["multiple choice", "numerical", "OCR", "free-form", "regression"]
+
+
+@dataclass(frozen=True)
+class VideoQuestion:
+    """One row of the question table (columns of the same names in Parquet)."""
+
+    id: str
+    video: str  # path; relative ones are resolved against the table's folder
+    question: str
+    options: tuple[str, ...]  # texts without letters; empty unless multiple choice
+    answer: str  # the letter for multiple choice, else the text or number
+    problem_type: ProblemType
+    source: str  # the collection it comes from
+    evidence: tuple[int, ...] = ()  # token cells of the asked object, t*H*W + row*W + column
+    other_objects: tuple[int, ...] = ()  # token cells of every other object
+
+
+class TokenGrid(NamedTuple):
+    """How video tokens lie: index ``n = (t * rows + row) * columns + column``."""
+
+    frames: int  # temporal steps T, not decoded frames (Qwen merges two frames into one step)
+    rows: int
+    columns: int
+
+    @property
+    def per_frame(self) -> int:
+        """Tokens of one temporal step, H*W."""
+        return self.rows * self.columns
+
+    @property
+    def tokens(self) -> int:
+        """All video tokens N."""
+        return self.frames * self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class PolicyInput:
+    """What the compression policy reads of one (video, question): no pixels, no model."""
+
+    features: Tensor  # (N, D) projected video tokens
+    text: Tensor  # (Lt, D) raw embeddings of every other prompt column, in prompt order
+    video_columns: Tensor  # (N,) int64, columns of the video tokens in the prompt
+    text_columns: Tensor  # (Lt,) int64, columns of the other tokens; together a permutation of L
+    position_ids: Tensor  # (1, L) or, for M-RoPE, (3, L) int64
+    grid: TokenGrid
+
+    def nbytes(self) -> int:
+        """Bytes held by the tensors, for bounded buffers."""
+        parts = (self.features, self.text, self.video_columns, self.text_columns, self.position_ids)
+        return sum(part.numel() * part.element_size() for part in parts)
+
+
+class Mode(IntEnum):
+    """Which OCSS sampler drew a combination."""
+
+    CONTENT = 0
+    TOKEN = 1
+    FRAME = 2
+
+
+@dataclass(frozen=True)
+class Combinations:
+    """G token combinations of equal size drawn for one item in one inner iteration."""
+
+    kept: Tensor  # (G, k) int32, ascending retained token indices
+    modes: Tensor  # (G,) uint8, values of Mode
+    frames: Tensor  # (G, T) bool, the drawn frames (all False unless Mode.FRAME)
+    rate: float  # sampling rate r; k = round(r * H*W) * T
+
+
+@dataclass(frozen=True)
+class ScoredCombinations:
+    """Combinations with what the frozen Video-LLM made of them."""
+
+    combinations: Combinations
+    reward: Tensor  # (G,) float32 in [0, 1], answer correctness
+    likelihood: Tensor  # (G,) float32, probability of the right answer (0 where not computed)
+
+
+@dataclass(frozen=True)
+class RolloutRecord:
+    """Everything the learner needs of one item: the one record that crosses actor -> learner.
+
+    The policy's logits were taken at ``policy_version`` (number of finished training steps) and all
+    inner iterations were drawn from them, so the record does not depend on updates made meanwhile.
+    """
+
+    item_id: str
+    step: int  # training step that the record belongs to
+    policy_version: int  # weights that drew it; step - policy_version is its staleness
+    input: PolicyInput
+    old_token_logits: Tensor  # (N, 2) float32, columns drop, keep
+    old_frame_logits: Tensor  # (T, 2) float32
+    iterations: tuple[ScoredCombinations, ...]
+
+    def kept_mask(self, iterations: int) -> Tensor:
+        """(G * iterations, N) bool masks of the first inner iterations."""
+        chosen = [scored.combinations.kept.long() for scored in self.iterations[:iterations]]
+        masks = [
+            torch.zeros(kept.shape[0], self.input.grid.tokens, dtype=torch.bool).scatter_(1, kept, True)
+            for kept in chosen
+        ]
+        return torch.cat(masks)

@@ -1,0 +1,1 @@
+"""Composes actors and learner into training, and holds the command line."""

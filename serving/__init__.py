@@ -1,0 +1,1 @@
+"""The trained compressor behind Ray Serve."""
