@@ -4,7 +4,7 @@ Shape legend: G combinations of one inner iteration, k retained tokens, N video 
 (temporal steps), Lt text tokens, L prompt columns, D width of the language model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Literal, NamedTuple
 
@@ -57,6 +57,10 @@ class PolicyInput:
     text_columns: Tensor  # (Lt,) int64, columns of the other tokens; together a permutation of L
     position_ids: Tensor  # (1, L) or, for M-RoPE, (3, L) int64
     grid: TokenGrid
+
+    def cpu(self) -> "PolicyInput":
+        """The same input with every tensor on the CPU."""
+        return replace(self, **{name: tensor.cpu() for name, tensor in vars(self).items() if isinstance(tensor, Tensor)})
 
     def nbytes(self) -> int:
         """Bytes held by the tensors, for bounded buffers."""

@@ -1,0 +1,78 @@
+"""One item's rollout: sample combinations from the old policy, let the Video-LLM answer, reward.
+
+A rollout is a pure function of (seed, step, item, policy weights): the same on any actor.
+
+Shape legend: G combinations per inner iteration, N video tokens, T frames.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from cacovid.config import SamplingConfig
+from cacovid.models.adapter import VideoLLM
+from cacovid.models.encoded import Encoded
+from cacovid.policy.base import CompressionPolicy
+from cacovid.policy.batch import PolicyBatch
+from cacovid.records import RolloutRecord, ScoredCombinations, VideoQuestion
+from cacovid.sampling.adaptive_rate import adapt_rate
+from cacovid.sampling.ocss import sample_combinations
+from cacovid.scoring import score
+from cacovid.seeding import generator
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """What a rollout depends on beside the item and the weights."""
+
+    seed: int  # the run's
+    step: int  # training step that the record is for
+    policy_version: int  # finished training steps of the weights in use
+    tokens_per_frame: int | None  # k of every frame; None starts from the adaptive rate
+    max_new_tokens: int
+    positions: str  # 'original' or 'contiguous'
+
+
+@torch.inference_mode()
+def roll_out(
+    video_llm: VideoLLM,
+    policy: CompressionPolicy,
+    encoded: Encoded,
+    item: VideoQuestion,
+    sampling: SamplingConfig,
+    request: RolloutRequest,
+) -> RolloutRecord:
+    """All inner iterations of one item, drawn from the same old logits (paper, OCSS).
+
+    Raises:
+        BadItem: The item's answer cannot be rewarded.
+    """
+    inputs = encoded.policy_input()
+    output = policy(PolicyBatch.collate([inputs]))
+    token_logits, frame_logits = output.token_logits[0].float(), output.frame_logits[0].float()
+    rate = sampling.rate if request.tokens_per_frame is None else request.tokens_per_frame / inputs.grid.per_frame
+    iterations: list[ScoredCombinations] = []
+    for iteration in range(sampling.inner_iterations):
+        if request.tokens_per_frame is None:
+            rate = adapt_rate(rate, iterations, sampling)
+        combinations = sample_combinations(
+            token_logits.cpu(),
+            frame_logits.cpu(),
+            inputs.features.cpu(),
+            inputs.grid,
+            sampling,
+            rate,
+            generator(request.seed, "rollout", request.step, item.id, iteration),
+        )
+        keep = combinations.kept.long().to(video_llm.device)
+        scores = score(video_llm, encoded, item, keep, request.max_new_tokens, request.positions)
+        iterations.append(ScoredCombinations(combinations, scores.reward, scores.likelihood))
+    return RolloutRecord(
+        item_id=item.id,
+        step=request.step,
+        policy_version=request.policy_version,
+        input=inputs.cpu(),
+        old_token_logits=token_logits.cpu(),
+        old_frame_logits=frame_logits.cpu(),
+        iterations=tuple(iterations),
+    )
