@@ -1,0 +1,118 @@
+"""A language model's decoder layer, run with full attention over the whole prompt.
+
+Shape legend: B batch, L prompt columns, P position rows, D width.
+"""
+
+import copy
+import importlib
+import json
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from cacovid.config import Section
+from cacovid.errors import UserError
+
+
+class _Family(NamedTuple):
+    """Where transformers keeps a text model's layer and rotary embedding."""
+
+    module: str
+    prefix: str  # class names are prefix + DecoderLayer, prefix + RotaryEmbedding
+    multimodal_positions: bool  # rotary embedding takes (3, B, L) instead of (B, L)
+
+
+# Only classes listed here are ever built from a file: policy.json names a type, never a class.
+_FAMILIES = {
+    "llama": _Family("transformers.models.llama.modeling_llama", "Llama", False),
+    "mistral": _Family("transformers.models.mistral.modeling_mistral", "Mistral", False),
+    "qwen2": _Family("transformers.models.qwen2.modeling_qwen2", "Qwen2", False),
+    "qwen3": _Family("transformers.models.qwen3.modeling_qwen3", "Qwen3", False),
+    "qwen2_5_vl_text": _Family("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl", "Qwen2_5_VL", True),
+    "qwen3_vl_text": _Family("transformers.models.qwen3_vl.modeling_qwen3_vl", "Qwen3VLText", True),
+}
+
+
+class LayerSpec(Section):
+    """Enough to rebuild a decoder layer without the language model's weights."""
+
+    model_type: str = Field(description="the text config's model_type, one of the known ones")
+    text_config: dict[str, Any] = Field(description="the text config as transformers writes it")
+
+
+class NonCausalLayer(nn.Module):
+    """One decoder layer with its rotary embedding, every column attending to every real column."""
+
+    def __init__(self, layer: nn.Module, rotary: nn.Module, spec: LayerSpec) -> None:
+        super().__init__()
+        self.layer = layer
+        self.rotary = rotary
+        self.spec = spec
+        self._multimodal = _family(spec.model_type).multimodal_positions
+        attention = layer.self_attn
+        # The layer's own config decides the kernel; without a mask `is_causal` decides the direction.
+        attention.config._attn_implementation = "sdpa"  # type: ignore[union-attr]
+        attention.is_causal = False  # type: ignore[union-attr]
+
+    @classmethod
+    def from_language_model(cls, text_model: nn.Module) -> "NonCausalLayer":
+        """A float32 copy of ``text_model.layers[0]`` with ``text_model.rotary_emb`` and ``text_model.config``.
+
+        Raises UserError when the text model's type is none of the known ones.
+        """
+        config: Any = text_model.config
+        _family(config.model_type)
+        spec = LayerSpec(model_type=config.model_type, text_config=json.loads(config.to_json_string(use_diff=False)))
+        layers: Any = text_model.layers
+        rotary: Any = text_model.rotary_emb
+        made = cls(copy.deepcopy(layers[0]), copy.deepcopy(rotary), spec)
+        return made.float().requires_grad_(True)
+
+    @classmethod
+    def from_spec(cls, spec: LayerSpec) -> "NonCausalLayer":
+        """A layer of the same shape with random weights (drawn from torch's global generator)."""
+        family = _family(spec.model_type)
+        from transformers import CONFIG_MAPPING
+
+        config = CONFIG_MAPPING[spec.model_type].from_dict(dict(spec.text_config))
+        config._attn_implementation = "sdpa"
+        module = importlib.import_module(family.module)
+        layer = getattr(module, f"{family.prefix}DecoderLayer")(config, layer_idx=0)
+        rotary = getattr(module, f"{family.prefix}RotaryEmbedding")(config=config)
+        return cls(layer, rotary, spec).float()
+
+    def forward(self, hidden: Tensor, position_ids: Tensor, mask: Tensor) -> Tensor:
+        """(B, L, D) hidden states after the layer.
+
+        Args:
+            hidden: (B, L, D) embeddings of the whole prompt.
+            position_ids: (P, B, L) int64, P = 1, or 3 for M-RoPE.
+            mask: (B, L) bool, False for padding, which nothing attends to.
+        """
+        positions = position_ids if self._multimodal else position_ids[0]
+        rotation = self.rotary(hidden, positions)
+        # No mask at all lets the attention kernel take its fast path.
+        visible = None if bool(mask.all()) else mask[:, None, None, :]
+        output: Tensor = self.layer(hidden, attention_mask=visible, position_embeddings=rotation)
+        return output
+
+
+def _family(model_type: str) -> _Family:
+    if model_type not in _FAMILIES:
+        raise UserError(
+            f"policy 'paper' knows no decoder layer of type {model_type!r} (known: {', '.join(sorted(_FAMILIES))}): "
+            "use policy.kind='late' or see docs/new-backbone.md"
+        )
+    return _FAMILIES[model_type]
+
+
+def known_layer_types() -> list[str]:
+    """The text model types whose first layer policy 'paper' can take."""
+    return sorted(_FAMILIES)
+
+
+def uses_full_attention(layer: NonCausalLayer) -> bool:
+    """Whether the wrapped attention module really runs non-causally (for tests and audits)."""
+    return not torch.as_tensor(layer.layer.self_attn.is_causal).item()  # type: ignore[union-attr]

@@ -1,0 +1,114 @@
+"""Policy 'late': late interaction between video tokens and the words of the question (ours).
+
+Not the paper's network: it has no attention layer and costs well under 1 % of it, yet becomes aware
+of the question where the paper's does not at small scale (docs/algorithm.md gives the measurements).
+
+Shape legend: B batch, N video tokens, T frames, S tokens per frame, Lt text columns, D width,
+H similarity heads, W width of a head, C context width.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cacovid.config import PolicyConfig
+from cacovid.policy.base import CompressionPolicy, PolicyOutput
+from cacovid.policy.batch import PolicyBatch
+
+TEMPERATURE = 0.1  # of the soft maximum over text tokens
+CONTEXT_SCALE = 0.5  # brings the linear token feature to the scale of the standardised similarities
+VARIANCE_FLOOR = 1e-6
+NORM_FLOOR = 1e-6
+
+
+class LatePolicy(CompressionPolicy):
+    """Per token: H standardised similarities to the text, C linear features, two redundancy cosines; an MLP.
+
+    The frame logits have no parameters of their own: they are the frame's token logits averaged with
+    softmax(score) as weights, a smooth "best token of the frame". So they carry signal whenever the
+    token scores do, also under credit regression, which trains no frame head on token samples.
+    """
+
+    kind = "late"
+
+    def __init__(self, config: PolicyConfig, hidden_size: int) -> None:
+        super().__init__(config, hidden_size)
+        if config.question_aware:
+            self.similarity = nn.Linear(hidden_size, config.heads * config.width, bias=False)
+            self.text_bias = nn.Linear(hidden_size, config.heads, bias=False)
+            self.position_bias = nn.Parameter(torch.zeros(config.heads, config.text_positions))
+        self.context = nn.Linear(hidden_size, config.context_width)
+        inputs = (config.heads if config.question_aware else 0) + config.context_width + 2
+        self.scorer = nn.Sequential(nn.Linear(inputs, config.hidden), nn.SiLU(), nn.Linear(config.hidden, 2))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        if not self.config.question_aware:
+            return
+        with torch.no_grad():
+            for rows in self.similarity.weight.split(self.config.width):
+                nn.init.orthogonal_(rows)
+            self.text_bias.weight.zero_()
+
+    def forward(self, batch: PolicyBatch) -> PolicyOutput:
+        """Logits of every token and frame, computed in float32 whatever the inputs' type."""
+        features = batch.features.float()
+        x = features - features.mean(dim=1, keepdim=True)
+        parts = [_linear(self.context, x) * CONTEXT_SCALE, self._redundancy(x, batch)]
+        if self.config.question_aware:
+            parts.insert(0, self._similarities(x, batch))
+        hidden = F.silu(_linear(self.scorer[0], torch.cat(parts, dim=-1)))
+        token_logits = _linear(self.scorer[2], hidden)  # (B, N, 2)
+        return PolicyOutput(token_logits, pool_frames(token_logits, batch.grid.frames))
+
+    def _similarities(self, x: Tensor, batch: PolicyBatch) -> Tensor:
+        """(B, N, H) soft maximum over the text of cosine + text bias, standardised over the clip's tokens."""
+        text = batch.text.float()
+        video = self._heads(_linear(self.similarity, x))  # (B, H, N, W)
+        words = self._heads(_linear(self.similarity, text))  # (B, H, Lt, W)
+        bias = _linear(self.text_bias, text).transpose(1, 2) + self._position_bias(batch.text_mask)  # (B, H, Lt)
+        bias = bias.masked_fill(~batch.text_mask[:, None, :], -torch.inf)
+        scaled = (video @ words.transpose(2, 3) + bias[:, :, None, :]) / TEMPERATURE  # (B, H, N, Lt)
+        pooled = TEMPERATURE * torch.logsumexp(scaled, dim=-1)  # (B, H, N)
+        centred = pooled - pooled.mean(dim=-1, keepdim=True)
+        variance = centred.square().mean(dim=-1, keepdim=True)
+        return (centred * torch.rsqrt(variance + VARIANCE_FLOOR)).transpose(1, 2)
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        """(B, H, rows, W) unit vectors from (B, rows, H*W)."""
+        split = projected.unflatten(-1, (self.config.heads, self.config.width)).transpose(1, 2)
+        return F.normalize(split, dim=-1, eps=NORM_FLOOR)
+
+    def _position_bias(self, text_mask: Tensor) -> Tensor:
+        """(B, H, Lt) learned bias by the text position counted from the prompt's end."""
+        from_end = text_mask.sum(dim=1, keepdim=True) - 1 - torch.arange(text_mask.shape[1], device=text_mask.device)
+        index = from_end.clamp(0, self.config.text_positions - 1)
+        return self.position_bias.float()[:, index].transpose(0, 1)
+
+    @staticmethod
+    def _redundancy(x: Tensor, batch: PolicyBatch) -> Tensor:
+        """(B, N, 2) cosines to the frame's mean and to the same cell one frame earlier (0 in frame 0)."""
+        frames = x.unflatten(1, (batch.grid.frames, batch.grid.per_frame))  # (B, T, S, D)
+        to_mean = F.cosine_similarity(frames, frames.mean(dim=2, keepdim=True), dim=-1, eps=NORM_FLOOR)
+        to_earlier = F.cosine_similarity(frames[:, 1:], frames[:, :-1], dim=-1, eps=NORM_FLOOR)
+        to_earlier = torch.cat([torch.zeros_like(to_mean[:, :1]), to_earlier], dim=1)
+        return torch.stack([to_mean, to_earlier], dim=-1).flatten(1, 2)
+
+    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Everything is a head: nothing comes from the language model."""
+        return list(self.parameters()), []
+
+
+def pool_frames(token_logits: Tensor, frames: int) -> Tensor:
+    """(B, T, 2) token logits of each frame averaged with softmax(score) as weights."""
+    logits = token_logits.unflatten(1, (frames, -1))  # (B, T, S, 2)
+    weights = torch.softmax(logits[..., 1] - logits[..., 0], dim=-1)
+    pooled: Tensor = (weights[..., None] * logits).sum(dim=2)
+    return pooled
+
+
+def _linear(module: nn.Module, x: Tensor) -> Tensor:
+    """A linear layer in float32, also where the learner keeps bfloat16 weights."""
+    assert isinstance(module, nn.Linear)
+    bias = None if module.bias is None else module.bias.float()
+    return F.linear(x, module.weight.float(), bias)

@@ -1,0 +1,69 @@
+"""Density-peak diversity: tokens that are dense in their surroundings and far from denser ones.
+
+Density as in DPC-KNN (Du et al. 2016): exp(-mean squared distance to the nearest neighbours), times
+the distance to the nearest denser token. Only the order of the products matters, so we work with
+their logarithms, which cannot underflow; ties in density go to the lower index instead of noise.
+
+Shape legend: M samples, T frames, F drawn frames, S tokens per frame, U tokens of a union, D width.
+"""
+
+import torch
+from torch import Tensor
+
+NEIGHBOURS = 4
+
+
+def squared_distances(left: Tensor, right: Tensor) -> Tensor:
+    """(P, S, S) squared distances / D between the rows of (P, S, D) batches, in float32."""
+    a, b = left.float(), right.float()
+    gram = a @ b.transpose(1, 2)
+    squared = a.square().sum(-1)[:, :, None] + b.square().sum(-1)[:, None, :] - 2 * gram
+    return squared.clamp_min(0) / a.shape[-1]
+
+
+def peak_scores(squared: Tensor) -> Tensor:
+    """(M, U) log(density * distance to the nearest denser token) from (M, U, U) squared distances."""
+    size = squared.shape[-1]
+    if size == 1:
+        return squared.new_zeros(squared.shape[:-1])
+    itself = torch.eye(size, dtype=torch.bool, device=squared.device)
+    others = squared.masked_fill(itself, torch.inf)
+    nearest = others.topk(min(NEIGHBOURS, size - 1), dim=-1, largest=False).values
+    log_density = -nearest.mean(dim=-1)  # (M, U)
+    index = torch.arange(size, device=squared.device)
+    higher = log_density[:, None, :] > log_density[:, :, None]
+    tied = (log_density[:, None, :] == log_density[:, :, None]) & (index[None, :] < index[:, None])
+    to_denser = others.masked_fill(~(higher | tied), torch.inf).amin(dim=-1)
+    # The densest token of all has no denser one: it takes its largest distance.
+    to_denser = torch.where(to_denser.isinf(), squared.amax(dim=-1), to_denser)
+    return log_density + 0.5 * to_denser.clamp_min(torch.finfo(torch.float32).tiny).log()
+
+
+def diverse_per_frame(features: Tensor, kept: int) -> Tensor:
+    """(T, k) int64 token indices of each frame of (T, S, D) features, most diverse first."""
+    scores = peak_scores(squared_distances(features, features))
+    return scores.topk(kept, dim=-1).indices
+
+
+def diverse_in_unions(features: Tensor, drawn: Tensor, kept: int) -> Tensor:
+    """(M, kept) int64 indices into the clip's N tokens, chosen over the union of each sample's frames.
+
+    Distances are computed once per pair of frames that any sample needs, then looked up.
+
+    Args:
+        features: (T, S, D) video tokens.
+        drawn: (M, F) int64 distinct frames of each sample, ascending.
+        kept: tokens to choose, at most F*S.
+    """
+    frames, per_frame = features.shape[:2]
+    samples, count = drawn.shape
+    first = drawn[:, :, None].expand(-1, -1, count)
+    second = drawn[:, None, :].expand(-1, count, -1)
+    upper = torch.minimum(first, second) * frames + torch.maximum(first, second)
+    pairs, lookup = upper.unique(return_inverse=True)
+    blocks = squared_distances(features[pairs // frames], features[pairs % frames])  # (pairs, S, S)
+    table = blocks[lookup]  # (M, F, F, S, S)
+    table = torch.where((first > second)[..., None, None], table.transpose(-1, -2), table)
+    union = table.permute(0, 1, 3, 2, 4).reshape(samples, count * per_frame, count * per_frame)
+    chosen = peak_scores(union).topk(kept, dim=-1).indices  # (M, kept) into F*S
+    return drawn.gather(1, chosen // per_frame) * per_frame + chosen % per_frame
