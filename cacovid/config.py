@@ -182,6 +182,16 @@ class TrainConfig(Section):
     selection: SelectionConfig = SelectionConfig()
     run: RunConfig = RunConfig()
 
+    def updates_per_step(self) -> int:
+        """Optimiser steps of one training step."""
+        if self.objective.kind == "credit":
+            return self.objective.replay_updates
+        return self.sampling.inner_iterations
+
+    def total_updates(self) -> int:
+        """Optimiser steps of the whole run, over which the schedule is laid."""
+        return self.run.steps * self.updates_per_step()
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (

@@ -60,7 +60,9 @@ class PolicyInput:
 
     def cpu(self) -> "PolicyInput":
         """The same input with every tensor on the CPU."""
-        return replace(self, **{name: tensor.cpu() for name, tensor in vars(self).items() if isinstance(tensor, Tensor)})
+        return replace(
+            self, **{name: tensor.cpu() for name, tensor in vars(self).items() if isinstance(tensor, Tensor)}
+        )
 
     def nbytes(self) -> int:
         """Bytes held by the tensors, for bounded buffers."""
@@ -110,6 +112,16 @@ class RolloutRecord:
     old_token_logits: Tensor  # (N, 2) float32, columns drop, keep
     old_frame_logits: Tensor  # (T, 2) float32
     iterations: tuple[ScoredCombinations, ...]
+
+    def nbytes(self) -> int:
+        """Bytes held by the tensors, for bounded buffers."""
+        drawn = sum(
+            tensor.numel() * tensor.element_size()
+            for scored in self.iterations
+            for tensor in (scored.combinations.kept, scored.combinations.frames, scored.reward, scored.likelihood)
+        )
+        logits = self.old_token_logits.numel() + self.old_frame_logits.numel()
+        return self.input.nbytes() + drawn + 4 * logits
 
     def kept_mask(self, iterations: int) -> Tensor:
         """(G * iterations, N) bool masks of the first inner iterations."""

@@ -13,10 +13,10 @@ from cacovid.config import SamplingConfig
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.encoded import Encoded
 from cacovid.policy.base import CompressionPolicy
-from cacovid.policy.batch import PolicyBatch
 from cacovid.records import RolloutRecord, ScoredCombinations, VideoQuestion
 from cacovid.sampling.adaptive_rate import adapt_rate
 from cacovid.sampling.ocss import sample_combinations
+from cacovid.sampling.rates import rate_of
 from cacovid.scoring import score
 from cacovid.seeding import generator
 
@@ -48,12 +48,13 @@ def roll_out(
         BadItem: The item's answer cannot be rewarded.
     """
     inputs = encoded.policy_input()
-    output = policy(PolicyBatch.collate([inputs]))
+    output = policy.evaluate([inputs])
     token_logits, frame_logits = output.token_logits[0].float(), output.frame_logits[0].float()
-    rate = sampling.rate if request.tokens_per_frame is None else request.tokens_per_frame / inputs.grid.per_frame
+    fixed = request.tokens_per_frame
+    rate = sampling.rate if fixed is None else rate_of(fixed, inputs.grid)
     iterations: list[ScoredCombinations] = []
     for iteration in range(sampling.inner_iterations):
-        if request.tokens_per_frame is None:
+        if fixed is None:
             rate = adapt_rate(rate, iterations, sampling)
         combinations = sample_combinations(
             token_logits.cpu(),

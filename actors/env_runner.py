@@ -1,0 +1,153 @@
+"""The rollout actor: an RLlib EnvRunner around one frozen Video-LLM replica.
+
+The problem is a contextual bandit with combinatorial actions: there is no gym environment, so the
+spaces are dummies and ``sample`` takes the task that the driver hands out.
+"""
+
+import time
+import traceback
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import ray
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.env import INPUT_ENV_SPACES
+from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.utils.checkpoints import Checkpointable
+
+from actors.task import EncodeTask, RolloutTask, SetAside, TaskResult
+from cacovid.config import TrainConfig
+from cacovid.errors import BadItem
+from cacovid.policy.base import CompressionPolicy
+from cacovid.model_policy import policy_for
+from cacovid.records import RolloutRecord, VideoQuestion
+from cacovid.replica import Replica
+from cacovid.rollout import RolloutRequest, roll_out
+
+DUMMY_SPACE = gymnasium.spaces.Discrete(1)
+
+
+class RolloutEnvRunner(EnvRunner, Checkpointable):  # type: ignore[misc]
+    """Holds one replica and the newest policy weights; scores the combinations of its tasks.
+
+    Everything is loaded at the first task, so that a driver's local runner costs nothing unless used.
+    """
+
+    def __init__(self, *, config: Any, **kwargs: Any) -> None:  # noqa: ANN401 - RLlib's signature
+        super().__init__(config=config, **kwargs)
+        self.train_config: TrainConfig = config.train_config()
+        self.cache_dir: str | None = config.cache_dir
+        self._replica: Replica | None = None
+        self._policy: CompressionPolicy | None = None
+        self._policy_version: int | None = None
+        if self.worker_index:
+            torch.set_num_threads(self.train_config.actors.threads)
+            self._load()
+
+    def _load(self) -> tuple[Replica, CompressionPolicy]:
+        if self._replica is None or self._policy is None:
+            cfg = self.train_config
+            self._replica = Replica.load(cfg.model, cfg.data, Path(self.cache_dir) if self.cache_dir else None)
+            video_llm = self._replica.video_llm
+            self._policy = policy_for(video_llm, cfg).to(video_llm.device).eval()
+        return self._replica, self._policy
+
+    def sample(self, task: RolloutTask | EncodeTask | None = None, **kwargs: Any) -> TaskResult:  # noqa: ANN401
+        """Roll out one task. Bad items are set aside; any other failure comes back in ``error``."""
+        if task is None:
+            raise ValueError("sample() needs a task: the CPO algorithm hands them out")
+        started = time.perf_counter()
+        replica, policy = self._load()
+        encoded_before = replica.encode_seconds
+        try:
+            outcome = self._run(task, replica, policy)
+        except Exception:  # noqa: BLE001 - an exception would end the actor and lose its cause; the driver decides
+            outcome = {"error": traceback.format_exc()}
+        return TaskResult(
+            key=task.key,
+            worker_index=self.worker_index or 0,
+            seconds=time.perf_counter() - started,
+            encode_seconds=replica.encode_seconds - encoded_before,
+            **outcome,
+        )
+
+    def _run(self, task: RolloutTask | EncodeTask, replica: Replica, policy: CompressionPolicy) -> dict[str, Any]:
+        aside: list[SetAside] = []
+        records: list[RolloutRecord] = []
+        inputs = {}
+        if isinstance(task, RolloutTask):
+            self._use_weights(task, policy)
+        for item in task.items:
+            try:
+                if isinstance(task, EncodeTask):
+                    inputs[item.id] = replica.encode(item).policy_input().cpu()
+                else:
+                    records.append(self._roll_out(item, task, replica, policy))
+            except BadItem as error:
+                aside.append(SetAside(item, str(error)))
+        return {"records": tuple(records), "inputs": inputs, "set_aside": tuple(aside)}
+
+    def _roll_out(
+        self, item: VideoQuestion, task: RolloutTask, replica: Replica, policy: CompressionPolicy
+    ) -> RolloutRecord:
+        cfg = self.train_config
+        request = RolloutRequest(
+            seed=cfg.run.seed,
+            step=task.step,
+            policy_version=task.policy_version,
+            tokens_per_frame=task.tokens_per_frame,
+            max_new_tokens=cfg.model.max_new_tokens,
+            positions=cfg.model.positions,
+        )
+        return roll_out(replica.video_llm, policy, replica.encode(item), item, cfg.sampling, request)
+
+    def _use_weights(self, task: RolloutTask, policy: CompressionPolicy) -> None:
+        """Load the task's weights unless in use; compared by '!=', since a restore may roll them back."""
+        if self._policy_version != task.policy_version:
+            weights = ray.get(task.weights) if isinstance(task.weights, ray.ObjectRef) else task.weights
+            policy.load_state_dict(weights)
+            self._policy_version = task.policy_version
+
+    def forget_weights(self) -> None:
+        """Fetch the weights anew for the next task, whatever its version (after a restore)."""
+        self._policy_version = None
+
+    def model_fingerprint(self) -> str:
+        """Fingerprint of the replica's Video-LLM."""
+        return self._load()[0].video_llm.fingerprint
+
+    def assert_healthy(self) -> None:
+        """RLlib calls this on each new actor."""
+        assert self.train_config is not None
+
+    def get_spaces(self) -> dict[str, tuple[gymnasium.Space, gymnasium.Space]]:
+        """Dummy spaces: there is no environment."""
+        return {INPUT_ENV_SPACES: (DUMMY_SPACE, DUMMY_SPACE), DEFAULT_MODULE_ID: (DUMMY_SPACE, DUMMY_SPACE)}
+
+    def get_metrics(self) -> Any:  # noqa: ANN401
+        """RLlib's metrics of this actor (ours travel with each result)."""
+        return self.metrics.reduce()
+
+    def get_state(
+        self,
+        components: str | Collection[str] | None = None,
+        *,
+        not_components: str | Collection[str] | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> dict[str, Any]:
+        """Nothing to save: a rollout depends on its task alone."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Nothing to restore; the next task brings its weights."""
+
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple[()], dict[str, Any]]:
+        """Arguments that build the same actor."""
+        return (), {"config": self.config}
+
+    def get_checkpointable_components(self) -> list[tuple[str, Checkpointable]]:
+        """None."""
+        return []

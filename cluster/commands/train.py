@@ -1,0 +1,52 @@
+"""``cacovid train``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cacovid.errors import UserError
+
+if TYPE_CHECKING:
+    from cluster.training import TrainingOutcome
+
+
+def train(
+    config: Annotated[Path | None, typer.Option(help="TOML file; the embedded default without one")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.field=value, repeatable")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the new run")] = None,
+    resume: Annotated[Path | None, typer.Option(help="folder of a run to continue from its newest checkpoint")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster, e.g. auto or ray://host:10001; starts one here if not given")
+    ] = None,
+) -> None:
+    """Train a compression policy. Ctrl-C ends the run with a checkpoint; --resume continues it exactly."""
+    if (out is None) == (resume is None):
+        raise UserError("give either --out DIR for a new run or --resume DIR for an earlier one")
+    if resume is not None and (config is not None or overrides):
+        raise UserError("--resume continues with the run's own configuration: leave out --config and --set")
+    from cacovid.config_files import load_config
+    from cluster.progress import TrainingProgress
+    from cluster.run_directory import RunDirectory
+    from cluster.training import train as run_training
+
+    if resume is not None:
+        run, resolved = RunDirectory.resume(resume)
+    else:
+        assert out is not None
+        resolved = load_config(config, overrides or [])
+        run = RunDirectory.create(out, resolved)
+    with TrainingProgress(resolved.run.steps) as progress:
+        outcome = run_training(resolved, run, progress.report, resume=resume is not None, address=address)
+    run.release()
+    _say(outcome)
+    if outcome.interrupted:
+        raise typer.Exit(130)
+
+
+def _say(outcome: "TrainingOutcome") -> None:
+    typer.echo(f"policy      {outcome.folder / 'policy'}")
+    typer.echo(f"curve       {outcome.folder / 'curve.png'}")
+    typer.echo(f"metrics     {outcome.folder / 'metrics.jsonl'}")
+    if outcome.interrupted:
+        typer.echo(f"interrupted after step {outcome.finished_steps}; go on with --resume {outcome.folder}")

@@ -1,0 +1,128 @@
+"""``CPOConfig``: the run's configuration as RLlib users expect it."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import ray
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from actors.env_runner import DUMMY_SPACE, RolloutEnvRunner
+from cacovid.config import TrainConfig
+from cacovid.config_files import with_overrides
+from learner.deepspeed_learner import DeepSpeedLearner
+from learner.group import DeepSpeedLearnerGroup
+from learner.module import CompressionModule
+
+
+class CPOConfig(AlgorithmConfig):  # type: ignore[misc]
+    """Configures :class:`cluster.algorithm.CPO`.
+
+    ``CPOConfig().env_runners(num_env_runners=2).learners(num_learners=1)`` works as for any RLlib
+    algorithm; everything else is one :class:`TrainConfig`, given whole or as dotted overrides::
+
+        CPOConfig().training(overrides={"run.steps": 20, "optimizer.lr": 1e-3}).build_algo().train()
+    """
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        from cluster.algorithm import CPO
+
+        super().__init__(algo_class=algo_class or CPO)
+        self.base = TrainConfig()
+        self.overrides: dict[str, Any] = {}
+        self.cache_dir: str | None = None
+        self.run_dir: str | None = None
+        self.policy_files: ray.ObjectRef | None = None  # of PolicyFiles, while the algorithm is being set up
+        self.env_runner_cls = RolloutEnvRunner
+        self.observation_space = DUMMY_SPACE
+        self.action_space = DUMMY_SPACE
+        self.create_local_env_runner = False
+        self.restart_failed_env_runners = True
+        self.delay_between_env_runner_restarts_s = 1.0
+        self.env_runner_health_probe_timeout_s = 0.2
+        self.max_requests_in_flight_per_env_runner = 4
+        self.validate_env_runners_after_construction = False
+        self._dont_auto_sync_env_runner_states = True
+        self.merge_env_runner_states = False
+        self.broadcast_env_runner_states = False
+        self._adopt(self.base)
+
+    @classmethod
+    def from_train_config(cls, config: TrainConfig) -> Self:
+        """An algorithm config that runs ``config`` exactly."""
+        built = cls()
+        built.base = config
+        built._adopt(config)
+        return built
+
+    def _adopt(self, config: TrainConfig) -> None:
+        self.num_env_runners = config.actors.count
+        self.num_cpus_per_env_runner = config.actors.cpus
+        self.num_gpus_per_env_runner = config.actors.gpus
+        self.num_learners = config.learners.count
+        self.num_cpus_per_learner = config.learners.cpus
+        self.num_gpus_per_learner = config.learners.gpus
+
+    def training(
+        self,
+        *,
+        overrides: Mapping[str, Any] | None = None,
+        cache_dir: str | None = None,
+        run_dir: str | None = None,
+        **kwargs: Any,  # noqa: ANN401 - RLlib's own settings
+    ) -> Self:
+        """Set fields of the :class:`TrainConfig` by dotted name, beside RLlib's own settings.
+
+        Args:
+            overrides: e.g. ``{"optimizer.lr": 1e-3}``; validated when the algorithm is built.
+            cache_dir: Folder of the embedding cache; None turns it off.
+            run_dir: Where drawn clips, ``skipped.jsonl`` and the like go; None takes RLlib's log folder.
+        """
+        super().training(**kwargs)
+        if overrides is not None:
+            self.overrides = {**self.overrides, **overrides}
+            counted = {name: value for name, value in overrides.items() if name.split(".")[0] in ("actors", "learners")}
+            if counted:
+                self._adopt(with_overrides(self.train_config(), counted))
+        if cache_dir is not None:
+            self.cache_dir = cache_dir
+        if run_dir is not None:
+            self.run_dir = run_dir
+        return self
+
+    def train_config(self) -> TrainConfig:
+        """The resolved run: base, overrides, then RLlib's own numbers of actors and learners."""
+        counts = {
+            "actors.count": self.num_env_runners,
+            "actors.cpus": self.num_cpus_per_env_runner,
+            "actors.gpus": self.num_gpus_per_env_runner,
+            "learners.count": self.num_learners,
+            "learners.gpus": self.num_gpus_per_learner,
+        }
+        if self.num_cpus_per_learner != "auto":
+            counts["learners.cpus"] = self.num_cpus_per_learner
+        return with_overrides(self.base, {**self.overrides, **counts})
+
+    def get_default_learner_class(self) -> type[DeepSpeedLearner]:
+        """The DeepSpeed learner."""
+        return DeepSpeedLearner
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        """The compression policy's module."""
+        return RLModuleSpec(module_class=CompressionModule, observation_space=DUMMY_SPACE, action_space=DUMMY_SPACE)
+
+    @property
+    def _model_config_auto_includes(self) -> dict[str, Any]:
+        return {}
+
+    def build_learner_group(
+        self,
+        *,
+        env: Any = None,  # noqa: ANN401 - RLlib's signature
+        spaces: Any = None,  # noqa: ANN401
+        rl_module_spec: Any = None,  # noqa: ANN401
+        placement_group: Any = None,  # noqa: ANN401
+    ) -> DeepSpeedLearnerGroup:
+        """Our own group in place of RLlib's."""
+        spec = rl_module_spec or self.get_multi_rl_module_spec(env=env, spaces=spaces)
+        return DeepSpeedLearnerGroup(config=self, module_spec=spec, policy_files=ray.get(self.policy_files))

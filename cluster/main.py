@@ -1,0 +1,39 @@
+"""The ``cacovid`` command. Heavy imports wait until a command runs, so that ``--help`` answers at once."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from cacovid.errors import UserError
+from cluster.commands import compress, config, data, embedded, evaluate, train
+
+app = typer.Typer(
+    name="cacovid",
+    help="Train, evaluate and use token compressors for Video-LLMs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("compress")(compress.compress)
+app.command("config")(config.config)
+app.add_typer(embedded.app, name="embedded")
+app.add_typer(data.app, name="data")
+
+
+def main() -> None:
+    """Run the command line: a user's mistake is one line on stderr and exit code 2, never a traceback."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {error}", highlight=False, markup=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

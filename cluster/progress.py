@@ -1,0 +1,61 @@
+"""Progress of a training run: a live bar on a terminal, a line now and then elsewhere."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINES = 20  # lines over a whole run where there is no terminal
+
+
+class TrainingProgress:
+    """Shows reward, loss, throughput and the time left."""
+
+    def __init__(self, total_steps: int) -> None:
+        self.total = total_steps
+        self.console = Console()
+        self._started = time.perf_counter()
+        self._first: int | None = None
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task("starting", total=total_steps, figures="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        if not self.console.is_terminal:
+            self.console.print("starting rollout actors and learners")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def report(self, row: dict[str, float]) -> None:
+        """One finished training step."""
+        done = int(row["step"]) + 1
+        figures = (
+            f"reward {row['reward']:.3f}  loss {row['loss']:.4f}  {row['combinations_per_second']:.0f} combinations/s"
+        )
+        self._bar.update(self._task, completed=done, description="training", figures=figures)
+        if self._first is None:
+            self._first, self._started = done, time.perf_counter()
+        if not self.console.is_terminal and (done % max(1, self.total // LINES) == 0 or done == self.total):
+            self.console.print(f"step {done}/{self.total}  {figures}  left {self._left(done):.0f} s", highlight=False)
+
+    def _left(self, done: int) -> float:
+        """Seconds to the end at the mean pace so far."""
+        assert self._first is not None
+        paced = done - self._first
+        return (time.perf_counter() - self._started) / paced * (self.total - done) if paced else float("nan")

@@ -1,0 +1,120 @@
+"""The folder of one run: what is in it, who may write it, which checkpoint is the newest.
+
+DIR/config.toml           the resolved configuration
+DIR/policy/               the newest policy (``CompressionPolicy.from_pretrained``)
+DIR/checkpoints/step-N/   everything a resumed run needs
+DIR/metrics.jsonl         one row per training step
+DIR/tensorboard/          the same figures as TensorBoard events
+DIR/curve.png             reward and loss over the run
+DIR/skipped.jsonl         items set aside, with the reason
+DIR/clips-*/, DIR/cache/  drawn clips and the embedding cache
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import IO, Any, Self
+
+from cacovid.config import TrainConfig
+from cacovid.config_files import load_config, to_toml
+from cacovid.errors import UserError
+
+
+class RunDirectory:
+    """A run's folder, locked for as long as this process holds it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.policy = folder / "policy"
+        self.checkpoints = folder / "checkpoints"
+        self.metrics = folder / "metrics.jsonl"
+        self.tensorboard = folder / "tensorboard"
+        self.curve = folder / "curve.png"
+        self.cache = folder / "cache"
+        self.config_file = folder / "config.toml"
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def create(cls, folder: Path, config: TrainConfig) -> Self:
+        """A new run in ``folder``, which must not hold one already.
+
+        Raises:
+            UserError: The folder holds something, or cannot be made.
+        """
+        run = cls(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(
+                f"output directory {folder} is in use: choose another with --out, or continue it with --resume {folder}"
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot create {folder}: {error.strerror}") from error
+        run._hold()
+        run.config_file.write_text(to_toml(config))
+        return run
+
+    @classmethod
+    def resume(cls, folder: Path) -> tuple[Self, TrainConfig]:
+        """An earlier run and its configuration.
+
+        Raises:
+            UserError: There is no run in ``folder``, or a process is still writing it.
+        """
+        run = cls(folder)
+        if not run.config_file.exists():
+            raise UserError(f"{folder} holds no run to resume (no config.toml): start one with --out")
+        run._hold()
+        return run, load_config(run.config_file)
+
+    def _hold(self) -> None:
+        self._lock = (self.folder / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{self.folder} is being written by another run: wait for it or choose another") from error
+
+    def release(self) -> None:
+        """Let others write the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint after ``step`` training steps lies."""
+        return self.checkpoints / f"step-{step:06d}"
+
+    def newest_checkpoint(self) -> Path | None:
+        """The newest finished checkpoint (unfinished ones end in ``.part``)."""
+        found = sorted(path for path in self.checkpoints.glob("step-*") if path.suffix != ".part")
+        return found[-1] if found else None
+
+    def commit_checkpoint(self, step: int, keep: int) -> Path:
+        """Make the written ``.part`` folder the checkpoint of ``step`` and drop all but the newest ``keep``."""
+        final = self.checkpoint(step)
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(self.part(step), final)
+        for old in sorted(path for path in self.checkpoints.glob("step-*") if path.suffix != ".part")[:-keep]:
+            shutil.rmtree(old)
+        return final
+
+    def part(self, step: int) -> Path:
+        """Where the checkpoint of ``step`` is written before it counts."""
+        return self.checkpoints / f"step-{step:06d}.part"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows of ``metrics.jsonl``; a last line cut off by a crash is left out."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def cut_metrics(self, steps: int) -> None:
+        """Drop rows of training steps from ``steps`` on, which a resumed run will do again."""
+        kept = [row for row in self.rows() if row["step"] < steps]
+        part = self.metrics.with_suffix(".part")
+        part.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(part, self.metrics)

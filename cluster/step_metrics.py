@@ -1,0 +1,55 @@
+"""The figures of one training step, as they go to metrics.jsonl, TensorBoard and RLlib's results."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from actors.task import TaskResult
+from cacovid.records import RolloutRecord
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What the driver knows of a step beside rollouts and losses. Times in seconds."""
+
+    step: int
+    epoch: float
+    policy_version: int
+    wait_seconds: float  # the driver waited for rollouts
+    learn_seconds: float  # the learner's updates and publishing
+    lost_actors: int  # deaths so far
+    requeued_tasks: int  # tasks given out again so far
+    replay_items: int
+    replay_bytes: int
+    skipped: int  # items set aside so far
+
+
+def rollout_metrics(
+    results: Sequence[TaskResult], losses: Sequence[dict[str, float]], known: StepMetrics
+) -> dict[str, float]:
+    """One flat row: rewards over all combinations, the updates' mean losses, throughput inputs."""
+    records = [record for result in results for record in result.records]
+    rewards = torch.cat([scored.reward for record in records for scored in record.iterations])
+    row = {
+        **{name: float(value) for name, value in asdict(known).items()},
+        "reward": float(rewards.mean()),
+        "likelihood": float(torch.cat([s.likelihood for r in records for s in r.iterations]).mean()),
+        "informative": sum(_informative(record) for record in records) / len(records),
+        "rate": sum(scored.combinations.rate for record in records for scored in record.iterations)
+        / sum(len(record.iterations) for record in records),
+        "combinations": float(rewards.numel()),
+        "questions": float(len(records)),
+        "staleness": float(known.step - known.policy_version),
+        "actor_seconds": sum(result.seconds for result in results),
+        "encode_seconds": sum(result.encode_seconds for result in results),
+    }
+    for name in sorted(losses[0]):
+        row[name] = sum(loss[name] for loss in losses) / len(losses)
+    return row
+
+
+def _informative(record: RolloutRecord) -> bool:
+    """Whether the item's rewards differ at all: without spread there is nothing to learn."""
+    rewards = torch.cat([scored.reward for scored in record.iterations])
+    return bool(rewards.min() != rewards.max())

@@ -1,0 +1,25 @@
+"""The questions that a run trains on."""
+
+from pathlib import Path
+
+from cacovid.config import TrainConfig
+from cacovid.data.table import read_questions
+from cacovid.embedded.dataset import write_dataset
+from cacovid.embedded.splits import TRAIN
+from cacovid.records import VideoQuestion
+
+TABLE = "questions.parquet"
+
+
+def training_items(config: TrainConfig, folder: Path) -> list[VideoQuestion]:
+    """Read the table of ``config.data.train``, or draw the embedded training clips into ``folder`` once.
+
+    Raises:
+        UserError: The table is missing or malformed.
+    """
+    if config.data.train != "embedded":
+        return read_questions(Path(config.data.train))
+    clips = folder / f"clips-{config.data.clip_seed}-{config.data.train_clips}"
+    if not (clips / TABLE).exists():
+        write_dataset(clips, TRAIN.seeds(config.data.train_clips, config.data.clip_seed))
+    return read_questions(clips / TABLE)

@@ -1,0 +1,126 @@
+"""RLlib's TorchLearner with DeepSpeed in place of its optimisers and DDP."""
+
+import os
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
+
+from cacovid.config import TrainConfig
+from cacovid.policy.base import CompressionPolicy
+from learner.engine import Placement, PolicyEngine
+from learner.training_data import RecordData
+
+PolicyFiles = dict[str, bytes]  # file name -> content of a saved policy folder
+
+
+class DeepSpeedLearner(TorchLearner):  # type: ignore[misc]
+    """One learner process. ``connect`` it, then ``build`` it, then ``update`` it on every rank alike."""
+
+    def connect(self, rank: int, world_size: int, master: str, port: int, policy_files: PolicyFiles) -> None:
+        """Join the process group and take the initial policy. Must precede :meth:`build`."""
+        self._learner_index = rank
+        self._world_size = world_size
+        self._policy_files = policy_files
+        cfg: TrainConfig = self.config.train_config()
+        torch.set_num_threads(cfg.learners.threads)
+        cuda = torch.cuda.is_available() and cfg.learners.gpus > 0
+        self._torch_device = torch.device("cuda", 0) if cuda else torch.device("cpu")
+        # DeepSpeed reads these three, whatever it is told.
+        os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"})
+        if not dist.is_initialized():
+            dist.init_process_group(
+                "nccl" if cuda else "gloo",
+                init_method=f"tcp://{master}:{port}",
+                rank=rank,
+                world_size=world_size,
+            )
+
+    def build(self) -> None:
+        """Build the module and wrap it in DeepSpeed (no DDP: hence TorchLearner's own build is passed over)."""
+        super(TorchLearner, self).build()
+        cfg: TrainConfig = self.config.train_config()
+        self.policy_engine = PolicyEngine(
+            policy=self.module[DEFAULT_MODULE_ID].policy,
+            optimizer=cfg.optimizer,
+            objective=cfg.objective,
+            learners=cfg.learners,
+            placement=Placement(self._learner_index, self._world_size, self._torch_device),
+            total_updates=cfg.total_updates(),
+        )
+        self._newest_weights = self.policy_engine.weights()
+
+    def _make_module(self) -> MultiRLModule:
+        module = super()._make_module()
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in self._policy_files.items():
+                (Path(folder) / name).write_bytes(content)
+            module[DEFAULT_MODULE_ID].attach(CompressionPolicy.from_pretrained(folder))
+        return module
+
+    def configure_optimizers(self) -> None:
+        """DeepSpeed owns the optimiser."""
+
+    def compute_loss_for_module(self, **kwargs: Any) -> Any:  # noqa: ANN401 - abstract in RLlib
+        """Not used: :meth:`update` computes the loss per ragged micro-batch."""
+        raise RuntimeError("DeepSpeedLearner.update computes the loss itself")
+
+    def update(self, training_data: RecordData, **kwargs: Any) -> dict[str, float]:  # noqa: ANN401
+        """One optimiser step; every learner is called with its shard. Returns metrics over all records."""
+        training_data.validate()
+        training_data.solve_refs()
+        metrics = self.policy_engine.update(
+            training_data.records,
+            training_data.iterations,
+            training_data.update_index,
+            training_data.global_count,
+            training_data.spare,
+        )
+        return metrics
+
+    def publish(self) -> dict[str, torch.Tensor] | None:
+        """Gather the weights (every learner takes part); rank 0 returns them."""
+        self._newest_weights = self.policy_engine.weights()
+        return self._newest_weights if self._learner_index == 0 else None
+
+    def get_state(
+        self,
+        components: str | Collection[str] | None = None,
+        *,
+        not_components: str | Collection[str] | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> dict[str, Any]:
+        """The weights as last gathered; the optimiser's state goes through :meth:`save_engine`.
+
+        Cached, because RLlib asks one learner only and a ZeRO-3 gather would hang there.
+        """
+        return {COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: self._newest_weights}}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Weights alone cannot be set under ZeRO; checkpoints restore the whole engine."""
+        if state:
+            raise RuntimeError("a DeepSpeed learner is restored by load_engine(), not by set_state()")
+
+    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
+        """None: the engine's checkpoint is one piece."""
+        return []
+
+    def save_engine(self, folder: str) -> None:
+        """Write the engine's checkpoint into ``folder`` (shared by all learners)."""
+        self.policy_engine.save(Path(folder), "engine")
+
+    def load_engine(self, folder: str) -> None:
+        """Restore what :meth:`save_engine` wrote."""
+        self.policy_engine.load(Path(folder), "engine")
+        self._newest_weights = self.policy_engine.weights()
+
+    def shutdown(self) -> None:
+        """Leave the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()

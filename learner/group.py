@@ -1,0 +1,155 @@
+"""A LearnerGroup that starts its own plain actors, with or without remote learners.
+
+RLlib's stock group rests on Ray Train's private backend executor, asks one learner for the state (a
+ZeRO-3 gather then hangs) and cannot recover; this one calls every learner for everything.
+"""
+
+import json
+import socket
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.rllib.core import COMPONENT_LEARNER
+from ray.rllib.core.learner.learner_group import LearnerGroup
+
+from cacovid.config import TrainConfig
+from cacovid.errors import UserError
+from learner.deepspeed_learner import DeepSpeedLearner, PolicyFiles
+from learner.training_data import RecordData
+
+META = "learners.json"
+
+
+def free_port() -> int:
+    """A TCP port that is free on this node at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+class _LearnerActor(DeepSpeedLearner):
+    """The learner as an actor, with what the group asks of rank 0's node."""
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Address and free port of this learner's node."""
+        return ray.util.get_node_ip_address(), free_port()
+
+
+class DeepSpeedLearnerGroup(LearnerGroup):  # type: ignore[misc]
+    """0 learners: the learner runs in the driver; N: N actors in one process group."""
+
+    def __init__(self, *, config: Any, module_spec: Any, policy_files: PolicyFiles) -> None:  # noqa: ANN401
+        # The parent's constructor would start Ray Train's executor: everything it sets is set here.
+        self.config = config.copy(copy_frozen=False)
+        self._module_spec = module_spec
+        self._is_shut_down = False
+        self._ts_dropped = 0
+        self._worker_manager = None
+        self._learner: DeepSpeedLearner | None = None
+        self._workers: list[Any] = []
+        if self.is_remote:
+            self._start_actors(policy_files)
+        else:
+            self._learner = DeepSpeedLearner(config=self.config, module_spec=module_spec)
+            self._learner.connect(0, 1, "127.0.0.1", free_port(), policy_files)
+            self._learner.build()
+
+    def _start_actors(self, policy_files: PolicyFiles) -> None:
+        cfg: TrainConfig = self.config.train_config()
+        actor = ray.remote(num_cpus=cfg.learners.cpus, num_gpus=cfg.learners.gpus)(_LearnerActor)
+        self._workers = [
+            actor.remote(config=self.config, module_spec=self._module_spec) for _ in range(cfg.learners.count)
+        ]
+        master, port = ray.get(self._workers[0].rendezvous.remote())
+        files = ray.put(policy_files)
+        count = len(self._workers)
+        ray.get([worker.connect.remote(rank, count, master, port, files) for rank, worker in enumerate(self._workers)])
+        ray.get([worker.build.remote() for worker in self._workers])
+
+    def __len__(self) -> int:
+        return max(1, len(self._workers))
+
+    def _call(self, method: str, arguments: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
+        """Call ``method`` on every learner at once; each learner's own arguments, in rank order."""
+        arguments = arguments or [()] * len(self)
+        if self._learner is not None:
+            return [getattr(self._learner, method)(*arguments[0])]
+        calls = [getattr(w, method).remote(*given) for w, given in zip(self._workers, arguments, strict=True)]
+        return list(ray.get(calls))
+
+    def update(self, *, training_data: RecordData, **kwargs: Any) -> list[dict[str, float]]:  # noqa: ANN401
+        """One optimiser step over all learners; every entry of the list holds the same metrics."""
+        training_data.validate()
+        shards = training_data.shard(len(self))
+        return self._call("update", [(shard,) for shard, _ in shards])
+
+    def publish(self) -> dict[str, torch.Tensor]:
+        """The newest weights, gathered by all learners."""
+        weights: dict[str, torch.Tensor] = self._call("publish")[0]
+        return weights
+
+    def get_state(
+        self,
+        components: str | Collection[str] | None = None,
+        *,
+        not_components: str | Collection[str] | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> dict[str, Any]:
+        """Weights as last gathered, from learner 0 (no collective call)."""
+        if not self._check_component(COMPONENT_LEARNER, components, not_components):
+            return {}
+        state = self._learner.get_state() if self._learner else ray.get(self._workers[0].get_state.remote())
+        return {COMPONENT_LEARNER: state}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Learners are restored from a path, as one piece with DeepSpeed's own state."""
+        if state:
+            raise RuntimeError("restore the learners with restore_from_path()")
+
+    def save_to_path(self, path: str | Path | None = None, **kwargs: Any) -> str:  # noqa: ANN401
+        """Every learner writes its part below ``path``, a folder that all learners reach."""
+        if path is None:
+            raise ValueError("save_to_path needs a folder that every learner reaches")
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        cfg: TrainConfig = self.config.train_config()
+        self._call("save_engine", [(str(folder),)] * len(self))
+        meta = {"processes": len(self), "zero_stage": cfg.learners.zero_stage}
+        (folder / META).write_text(json.dumps(meta))
+        return str(folder)
+
+    def restore_from_path(self, path: str | Path, **kwargs: Any) -> None:  # noqa: ANN401
+        """Restore every learner.
+
+        Raises:
+            UserError: The checkpoint was written by another number of learners or ZeRO stage.
+        """
+        folder = Path(path)
+        meta = json.loads((folder / META).read_text())
+        cfg: TrainConfig = self.config.train_config()
+        if (meta["processes"], meta["zero_stage"]) != (len(self), cfg.learners.zero_stage):
+            raise UserError(
+                f"the checkpoint was written by {meta['processes']} learner(s) at ZeRO stage {meta['zero_stage']}, "
+                f"this run has {len(self)} at stage {cfg.learners.zero_stage}: resume with the former"
+            )
+        self._call("load_engine", [(str(folder),)] * len(self))
+
+    def foreach_learner(self, func: Callable[[Any], Any], **kwargs: Any) -> list[Any]:  # noqa: ANN401
+        """``func(learner)`` on every learner; a plain list in rank order."""
+        if self._learner is not None:
+            return [func(self._learner)]
+        return list(ray.get([worker.apply.remote(func) for worker in self._workers]))
+
+    def shutdown(self) -> None:
+        """End the learners and their process group."""
+        if self._is_shut_down:
+            return
+        self._is_shut_down = True
+        if self._learner is not None:
+            self._learner.shutdown()
+        for worker in self._workers:
+            ray.kill(worker)
+        self._workers = []
