@@ -4,7 +4,7 @@ Shape legend: B records of one micro-batch, N video tokens, T frames.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from cacovid.config import LearnersConfig, ObjectiveConfig, OptimizerConfig
 from cacovid.objective.loss import LossOutput, MetricSums, batch_loss
 from cacovid.objective.schedule import learning_rate_multiplier
-from cacovid.policy.base import CompressionPolicy
+from cacovid.policy.base import CompressionPolicy, PolicyOutput
 from cacovid.policy.batch import collate, group_by_grid
 from cacovid.records import RolloutRecord
 
@@ -106,7 +106,7 @@ class PolicyEngine:
         steps = self._most_micro_batches(len(micro_batches))
         # DeepSpeed averages gradients over learners; times the world size, the sum over records is left.
         scale = self.placement.world_size / global_count
-        sums = MetricSums({}, 0)
+        sums, plain_norm = MetricSums({}, 0), 0.0
         for step in range(steps):
             real = step < len(micro_batches) and not spare
             batch = micro_batches[min(step, len(micro_batches) - 1)]
@@ -115,14 +115,17 @@ class PolicyEngine:
             self.engine.backward(output.loss * (scale if real else 0.0))
             if real:
                 sums += output.metric_sums()
+            if step == steps - 1:
+                plain_norm = self._plain_norm()
             self.engine.step()
-        return self._over_learners(sums).means() | {"lr": lr, "grad_norm": self._grad_norm()}
+        norm = self.engine.get_global_grad_norm()
+        return self._over_learners(sums).means() | {"lr": lr, "grad_norm": plain_norm if norm is None else float(norm)}
 
     def _loss(self, batch: Sequence[RolloutRecord], iterations: int) -> LossOutput:
         inputs = collate([record.input for record in batch]).to(self.placement.device)
         output = self.engine(inputs)
-        on_device = replace(output, token_logits=output.token_logits.float(), frame_logits=output.frame_logits.float())
-        return batch_loss(on_device, batch, iterations, self.objective)
+        floats = PolicyOutput(output.token_logits.float(), output.frame_logits.float())
+        return batch_loss(floats, batch, iterations, self.objective)
 
     def _micro_batches(self, records: Sequence[RolloutRecord]) -> Iterator[list[RolloutRecord]]:
         """Records of one grid at a time, within ``micro_batch_tokens``, in a stable order."""
@@ -147,9 +150,10 @@ class PolicyEngine:
             group["lr"] = rate * group["scale"]
         return rate
 
-    def _grad_norm(self) -> float:
-        norm = self.engine.get_global_grad_norm()
-        return 0.0 if norm is None else float(norm)
+    def _plain_norm(self) -> float:
+        """Gradient norm before clipping where DeepSpeed keeps none (stage 0 in float32); 0 elsewhere."""
+        gradients = [parameter.grad for parameter in self.policy.parameters() if parameter.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
 
     def _over_learners(self, own: MetricSums) -> MetricSums:
         """Every learner's sums added up: no mean of means."""

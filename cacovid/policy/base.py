@@ -7,9 +7,8 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, ValidationError
@@ -27,9 +26,8 @@ WEIGHTS = "policy.safetensors"
 CARD = "policy.json"
 
 
-@dataclass(frozen=True)
-class PolicyOutput:
-    """Float32 logits, columns drop and keep."""
+class PolicyOutput(NamedTuple):
+    """Float32 logits, columns drop and keep. A tuple, because ZeRO-3 hooks only see tensors in tuples."""
 
     token_logits: Tensor  # (B, N, 2)
     frame_logits: Tensor  # (B, T, 2)
