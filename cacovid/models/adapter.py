@@ -1,0 +1,329 @@
+"""One interface to frozen Video-LLMs of every family: encode once, compress and answer many times.
+
+A family's file supplies what differs: how its tower is run (:meth:`VideoLLM._run_tower`), its position
+ids (:meth:`VideoLLM._positions`) and how rows are injected (:meth:`VideoLLM._injection`). Compression uses
+transformers' own injection point ``mm_encoder_outputs``; no model code is patched or copied.
+
+Shape legend: B combinations, k retained of N video tokens, M pinned rows, R = k + M, L prompt columns,
+T frames, D width, V vocabulary.
+"""
+
+import copy
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import GenerationConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from cacovid.config import ModelConfig
+from cacovid.errors import BadItem, UserError
+from cacovid.models.encoded import Encoded, Positions, VideoFeatures, joint_grid
+from cacovid.models.fingerprint import model_fingerprint, stable_json, text_digest
+from cacovid.models.options import option_token_ids
+from cacovid.models.packing import injected_rows, kept_columns, packed_positions
+
+logger = logging.getLogger(__name__)
+
+Message = Mapping[str, Any]  # of a chat, as transformers' chat templates take them
+
+
+class DecoderLayer(NamedTuple):
+    """Copies of a language model's first layer and of what it needs to run, for the paper's policy."""
+
+    layer: nn.Module  # its attention is set to non-causal
+    rotary: nn.Module  # rotary(hidden, position_ids (B, L) or (3, B, L)) -> position_embeddings
+    text_config: dict[str, Any]
+    model_type: str  # of the language model
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Greedy continuations of B compressed prompts."""
+
+    texts: tuple[str, ...]
+    tokens: tuple[tuple[int, ...], ...]  # without the end token
+    finished: tuple[bool, ...]  # False where max_new_tokens cut the answer
+
+
+class VideoLLM(ABC):
+    """A frozen Video-LLM replica with its processor.
+
+    Attributes:
+        model: The Hugging Face model in eval mode, no parameter requires a gradient. Its generation
+            configuration is reduced to its end and padding tokens: answers are greedy.
+        kind: ``config.model_type``.
+        hidden_size: Width D of the language model.
+    """
+
+    model_types: ClassVar[tuple[str, ...]]
+    modality: ClassVar[Literal["video", "image"]] = "video"  # key of mm_encoder_outputs
+
+    def __init__(self, model: Any, processor: Any, config: ModelConfig) -> None:  # noqa: ANN401
+        self.model = model.requires_grad_(False).eval()
+        self.processor = processor
+        self.config = config
+        self.device = torch.device(model.device)
+        self.dtype: torch.dtype = model.dtype
+        self.kind: str = model.config.model_type
+        self.hidden_size: int = model.config.get_text_config().hidden_size
+        self.end_tokens = _end_tokens(model, processor.tokenizer)
+        pad = processor.tokenizer.pad_token_id
+        model.generation_config = GenerationConfig(
+            eos_token_id=self.end_tokens, pad_token_id=self.end_tokens[0] if pad is None else pad, do_sample=False
+        )
+        self._option_tokens: dict[tuple[str, ...], list[int]] = {}
+
+    # What a family supplies -----------------------------------------------------------------------
+
+    @property
+    def placeholder_id(self) -> int:
+        """Token id of the columns that the video's rows are injected into."""
+        config = self.model.config
+        return int(config.video_token_id if self.modality == "video" else config.image_token_id)
+
+    @abstractmethod
+    def _run_tower(self, inputs: Mapping[str, Any], placeholder: str, fps: float) -> VideoFeatures:
+        """Vision tower and projector on the processor's output for one clip."""
+
+    def _positions(self, input_ids: Tensor, clips: Sequence[VideoFeatures]) -> Tensor:
+        """(P, L) position ids of the whole prompt ``input_ids`` (L,)."""
+        return torch.arange(input_ids.shape[0], device=input_ids.device).unsqueeze(0)
+
+    def _injection(self, rows: Tensor, deepstack: tuple[Tensor, ...]) -> BaseModelOutputWithPooling:
+        """The model's own output type around ``rows`` (B, R, D) and the deepstack levels, each (B, R, D)."""
+        return BaseModelOutputWithPooling(pooler_output=rows)
+
+    def _video_kwargs(self) -> dict[str, Any]:
+        """Further arguments for the family's video processor."""
+        return {}
+
+    # Encoding -------------------------------------------------------------------------------------
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of architecture and weights; the same in every process, on every device, as float32 or bfloat16."""
+        return model_fingerprint(self.model, self.model.config.to_diff_dict())
+
+    @cached_property
+    def encoding_key(self) -> str:
+        """Hash of all that decides a clip's features: fingerprint, preprocessing and dtype."""
+        preprocessing = self.processor.video_processor.to_dict() | self._video_kwargs()
+        return text_digest(self.fingerprint, stable_json(preprocessing), str(self.dtype))
+
+    def encode(
+        self, frames: NDArray[np.uint8], prompt: str, *, fps: float = 1.0, features: VideoFeatures | None = None
+    ) -> Encoded:
+        """Encode one user turn: the clip, then ``prompt``.
+
+        Args:
+            frames: (T, H, W, 3) uint8 RGB; not looked at when ``features`` are given.
+            prompt: The question with its options.
+            fps: Frames per second of ``frames``, for families that tell the model the time.
+            features: The clip's features from an earlier :meth:`watch`; pixels and tower are skipped.
+
+        Raises:
+            BadItem: Unusable frames, or a prompt that contains the model's own placeholder tokens.
+        """
+        clip = self.watch(frames, fps=fps) if features is None else features
+        content = [{"type": "video"}, {"type": "text", "text": prompt}]
+        return self.encode_chat([{"role": "user", "content": content}], [clip])
+
+    def watch(self, frames: NDArray[np.uint8], *, fps: float = 1.0) -> VideoFeatures:
+        """Run processor, vision tower and projector on one clip (T, H, W, 3) uint8.
+
+        Raises:
+            BadItem: ``frames`` is not such an array or ``fps`` is not positive.
+        """
+        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
+            raise BadItem(f"frames of shape {frames.shape} and type {frames.dtype}: give (T, H, W, 3) uint8, T >= 1")
+        if not fps > 0:
+            raise BadItem(f"fps is {fps}: give the frames per second of the sampled frames, a positive number")
+        count = frames.shape[0]
+        inputs = self.processor(
+            text=[self.processor.video_token],
+            videos=[frames],
+            video_metadata=[{"total_num_frames": count, "fps": fps, "frames_indices": list(range(count))}],
+            do_sample_frames=False,
+            input_data_format="channels_last",
+            return_metadata=True,
+            return_text_replacement_offsets=True,
+            return_tensors="pt",
+            **self._video_kwargs(),
+        )
+        placeholder = inputs["text_replacement_offsets"][0][0]["replacement"]
+        # A caller's inference mode would make tensors that a policy could not learn from.
+        with torch.inference_mode(False), torch.no_grad():
+            return self._run_tower(inputs, placeholder, fps).to(self.device, self.dtype)
+
+    def encode_chat(self, messages: Sequence[Message], clips: Sequence[VideoFeatures]) -> Encoded:
+        """Encode a chat of any number of turns, with one of ``clips`` for each ``{"type": "video"}``.
+
+        Clips must have equally many tokens a frame; their steps follow each other in the grid. No clip
+        at all gives N = 0, answered with ``keep`` of shape (B, 0).
+
+        Raises:
+            BadItem: The text contains the model's own placeholder tokens.
+            UserError: Clips of different resolutions or of another model.
+        """
+        wrong = [clip.features.shape[1] for clip in clips if clip.features.shape[1] != self.hidden_size]
+        if wrong:
+            raise UserError(f"video features of width {wrong[0]} for a model of width {self.hidden_size}: encode again")
+        with torch.inference_mode(False), torch.no_grad():
+            clips = [clip.to(self.device, self.dtype) for clip in clips]
+            input_ids = self._tokenize(messages, clips)
+            return self._assemble(input_ids, clips)
+
+    def _tokenize(self, messages: Sequence[Message], clips: Sequence[VideoFeatures]) -> Tensor:
+        tokenizer = self.processor.tokenizer
+        parts = self._render(messages).split(self.processor.video_token)
+        if len(parts) != len(clips) + 1:
+            raise BadItem(
+                f"{len(parts) - 1} video placeholders for {len(clips)} clips: "
+                f"give one clip each and remove {self.processor.video_token!r} from the text"
+            )
+        text = parts[0] + "".join(clip.placeholder + part for clip, part in zip(clips, parts[1:], strict=True))
+        begins = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+        ids = tokenizer(text, add_special_tokens=not begins)["input_ids"]
+        return torch.tensor(ids, dtype=torch.long, device=self.device)
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        return str(self.processor.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+
+    def _assemble(self, input_ids: Tensor, clips: Sequence[VideoFeatures]) -> Encoded:
+        injected = (input_ids == self.placeholder_id).nonzero().squeeze(1)
+        sizes = [clip.features.shape[0] + len(clip.pinned_slots) for clip in clips]
+        if injected.shape[0] != sum(sizes):
+            raise BadItem(
+                f"{injected.shape[0]} placeholder tokens for {sum(sizes)} video tokens: "
+                "remove the model's own placeholder tokens from the text"
+            )
+        starts = np.cumsum([0, *sizes])[:-1].tolist()
+        slots = [start + slot for start, clip in zip(starts, clips, strict=True) for slot in clip.pinned_slots]
+        is_pinned = torch.zeros(sum(sizes), dtype=torch.bool, device=self.device)
+        is_pinned[slots] = True
+        video_columns, pinned_columns = injected[~is_pinned], injected[is_pinned]
+        is_text = torch.ones_like(input_ids, dtype=torch.bool).index_fill(0, video_columns, False)
+        text_columns = is_text.nonzero().squeeze(1)
+        empty = torch.zeros(0, self.hidden_size, device=self.device, dtype=self.dtype)
+        pinned = torch.cat([clip.pinned for clip in clips] or [empty])
+        embeds = self.model.get_input_embeddings()(input_ids)
+        embeds = embeds.index_copy(0, pinned_columns, pinned)
+        return Encoded(
+            input_ids=input_ids,
+            position_ids=self._positions(input_ids, clips),
+            grid=joint_grid([clip.grid for clip in clips]),
+            features=torch.cat([clip.features for clip in clips] or [empty]),
+            video_columns=video_columns,
+            text_columns=text_columns,
+            text_embeds=embeds[text_columns],
+            pinned=pinned,
+            pinned_columns=pinned_columns,
+            deepstack=tuple(torch.cat(level) for level in zip(*(clip.deepstack for clip in clips), strict=True)),
+        )
+
+    # Answering from a part of the video -----------------------------------------------------------
+
+    def pack(self, encoded: Encoded, keep: Tensor, positions: Positions = "original") -> dict[str, Any]:
+        """Arguments for ``model(...)`` and ``model.generate(...)`` with the video tokens ``keep`` alone.
+
+        Args:
+            keep: (B, k) int64 ascending indices into the N video tokens. Text and pinned columns stay.
+            positions: ``original`` position ids or ``contiguous`` ones.
+        """
+        columns = kept_columns(encoded, keep)
+        # Without a mask, gaps in the position ids would be read as the borders of packed sequences.
+        kwargs: dict[str, Any] = {
+            "input_ids": encoded.input_ids[columns],
+            "attention_mask": torch.ones_like(columns),
+            "position_ids": packed_positions(encoded, columns, positions),
+        }
+        rows = injected_rows(encoded, keep)
+        if rows.shape[1]:
+            levels = tuple(level[keep] for level in encoded.deepstack)
+            kwargs["mm_encoder_outputs"] = {self.modality: self._injection(rows, levels)}
+        return kwargs
+
+    @torch.inference_mode()
+    def first_logits(self, encoded: Encoded, keep: Tensor, positions: Positions = "original") -> Tensor:
+        """(B, V) logits of the first answer token for each row of ``keep`` (B, k), from the prefill alone.
+
+        At most ``config.max_batch_tokens`` prompt tokens (but at least one prompt) share a forward pass.
+        """
+        size = max(1, self.config.max_batch_tokens // (encoded.text_length + keep.shape[1]))
+        logits = [
+            self.model(**self.pack(encoded, rows, positions), use_cache=False, logits_to_keep=1).logits[:, -1]
+            for rows in keep.split(size)
+        ]
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
+
+    @torch.inference_mode()
+    def answer(self, encoded: Encoded, keep: Tensor, max_new_tokens: int, positions: Positions = "original") -> Answers:
+        """Greedy answers, with cache, for each row of ``keep`` (B, k)."""
+        size = max(1, self.config.max_batch_tokens // (encoded.text_length + keep.shape[1] + max_new_tokens))
+        answers: list[tuple[int, ...]] = []
+        finished: list[bool] = []
+        for rows in keep.split(size):
+            prompt = self.pack(encoded, rows, positions)
+            output = self.model.generate(**prompt, max_new_tokens=max_new_tokens, use_cache=True)
+            for tokens in output[:, prompt["input_ids"].shape[1] :].tolist():
+                ends = [index for index, token in enumerate(tokens) if token in self.end_tokens]
+                answers.append(tuple(tokens[: ends[0]] if ends else tokens))
+                finished.append(bool(ends))
+        texts = self.processor.tokenizer.batch_decode([list(tokens) for tokens in answers], skip_special_tokens=True)
+        return Answers(tuple(text.strip() for text in texts), tuple(answers), tuple(finished))
+
+    def generate(
+        self, encoded: Encoded, keep: Tensor, max_new_tokens: int, positions: Positions = "original"
+    ) -> list[str]:
+        """The texts of :meth:`answer`; logs a warning where ``max_new_tokens`` cut any of them."""
+        answers = self.answer(encoded, keep, max_new_tokens, positions)
+        cut = answers.finished.count(False)
+        if cut:
+            logger.warning("%d of %d answers were cut at model.max_new_tokens=%d", cut, keep.shape[0], max_new_tokens)
+        return list(answers.texts)
+
+    def option_tokens(self, letters: Sequence[str]) -> list[int]:
+        """Ids of the option letters as the first token of an answer.
+
+        Raises:
+            UserError: A letter is no single token of the model's vocabulary.
+        """
+        key = tuple(letters)
+        if key not in self._option_tokens:
+            prompt = self._render([{"role": "user", "content": [{"type": "text", "text": "?"}]}])
+            self._option_tokens[key] = option_token_ids(self.processor.tokenizer, prompt, key)
+        return self._option_tokens[key]
+
+    def first_decoder_layer(self) -> DecoderLayer:
+        """Trainable copies of the language model's first layer and rotary embedding, for the paper's policy.
+
+        The copied attention is non-causal; called without a mask it sees the whole sequence.
+        """
+        decoder = self.model.get_decoder()
+        layer = copy.deepcopy(decoder.layers[0]).requires_grad_(True)
+        layer.self_attn.is_causal = False
+        text_config = self.model.config.get_text_config()
+        return DecoderLayer(layer, copy.deepcopy(decoder.rotary_emb), text_config.to_dict(), text_config.model_type)
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> list[int]:  # noqa: ANN401
+    """Every token that ends an answer, by the generation configuration and the tokenizer.
+
+    Raises:
+        UserError: Neither names one: answers would never end.
+    """
+    configured = model.generation_config.eos_token_id
+    tokens = [configured] if isinstance(configured, int) else list(configured or [])
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in tokens:
+        tokens.append(tokenizer.eos_token_id)
+    if not tokens:
+        raise UserError("the model names no end-of-text token: set eos_token_id in its generation_config.json")
+    return tokens

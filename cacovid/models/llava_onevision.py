@@ -1,0 +1,29 @@
+"""LLaVA-OneVision: bilinearly pooled SigLIP frames and one newline row after the last of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cacovid.models.adapter import VideoLLM
+from cacovid.models.encoded import VideoFeatures
+from cacovid.records import TokenGrid
+
+
+class LlavaOnevision(VideoLLM):
+    """``llava_onevision``."""
+
+    model_types = ("llava_onevision",)
+
+    def _run_tower(self, inputs: Mapping[str, Any], placeholder: str, fps: float) -> VideoFeatures:
+        pixels = inputs["pixel_values_videos"].to(self.device, self.dtype)  # (1, T, 3, H, W)
+        rows = self.model.get_video_features(pixel_values_videos=pixels).pooler_output[0]  # (N + 1, D)
+        vision = self.model.config.vision_config
+        side = -(-(vision.image_size // vision.patch_size) // 2)  # pooling halves the patches, rounding up
+        grid = TokenGrid(pixels.shape[1], side, side)
+        return VideoFeatures(
+            features=rows[:-1],
+            grid=grid,
+            placeholder=placeholder,
+            pinned=rows[-1:],
+            pinned_slots=(grid.tokens,),
+            seconds_per_step=1 / fps,
+        )
