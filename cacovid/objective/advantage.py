@@ -1,55 +1,32 @@
-"""Advantages of an item's combinations.
+"""Advantages: rewards standardised within groups of comparable combinations.
 
-Shape legend: M combinations of all inner iterations so far, T frames, k retained tokens.
+Source: Ma et al., who standardise over all token samples and over all frame samples of an item seen so
+far. Departures: (1) a group holds one sampling rate, since otherwise, once the rate adapts, the group
+rewards the rate itself; (2) the content sample joins the token samples of its rate (the reference scores
+it and then forgets it); (3) groups whose rewards are all equal get exactly 0, not rounding noise.
+
+Shape legend: R combinations.
 """
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cacovid.records import Mode, RolloutRecord, ScoredCombinations
-
 STD_FLOOR = 1e-4
 
 
-@dataclass(frozen=True)
-class Advantages:
-    """Standardised rewards of one item, in the order of its inner iterations."""
+def standardise(reward: Tensor, group: Tensor) -> Tensor:
+    """(R,) float64 ``(reward - mean) / (std + 1e-4)`` within each group, with the population's std.
 
-    values: Tensor  # (M,) float32
-    by_frames: Tensor  # (M,) bool, True for frame samples
-    informative: bool  # False when every group's rewards are all equal: all values are 0
-
-
-def item_advantages(iterations: Sequence[ScoredCombinations]) -> Advantages:
-    """(reward - mean) / (std + 1e-4) within groups of one kind and one rate.
-
-    Source: Ma et al., who standardise over all token samples and over all frame samples seen so far.
-    Departures: (1) a group holds one sampling rate, since otherwise, once the rate adapts, it would
-    reward the rate itself; (2) the content sample joins the token samples of its rate (the reference
-    scores it and then forgets it). The std is the population's. Groups whose rewards are all equal get
-    exactly 0.
+    Args:
+        reward: (R,) rewards.
+        group: (R,) int64 group of each, numbered from 0; numbers may be unused.
     """
-    rates = torch.cat([torch.full((it.reward.shape[0],), it.combinations.rate) for it in iterations])
-    reward = torch.cat([it.reward.float() for it in iterations])
-    frame = torch.cat([it.combinations.modes == Mode.FRAME for it in iterations])
-    values = torch.zeros_like(reward)
-    for rate in rates.unique():
-        for kind in (False, True):
-            members = (rates == rate) & (frame == kind)
-            values[members] = _standardise(reward[members])
-    return Advantages(values, frame, bool((values != 0).any()))
-
-
-def is_informative(record: RolloutRecord, iterations: int | None = None) -> bool:
-    """Whether the record's first ``iterations`` (None: all) hold any difference in reward to learn from."""
-    return item_advantages(record.iterations[:iterations]).informative
-
-
-def _standardise(reward: Tensor) -> Tensor:
-    """Zero where all rewards are equal: their mean may differ from them by rounding."""
-    if reward.numel() == 0 or bool((reward == reward[0]).all()):
-        return torch.zeros_like(reward)
-    return (reward - reward.mean()) / (reward.std(correction=0) + STD_FLOOR)
+    reward = reward.double()
+    groups = int(group.max()) + 1
+    count = torch.bincount(group, minlength=groups).clamp_min(1)
+    mean = torch.bincount(group, weights=reward, minlength=groups) / count
+    deviation = reward - mean[group]
+    std = (torch.bincount(group, weights=deviation.square(), minlength=groups) / count).sqrt()
+    highest = reward.new_full((groups,), -torch.inf).scatter_reduce_(0, group, reward, "amax")
+    lowest = reward.new_full((groups,), torch.inf).scatter_reduce_(0, group, reward, "amin")
+    return torch.where((highest == lowest)[group], 0.0, deviation / (std[group] + STD_FLOOR))

@@ -6,11 +6,13 @@ Shape legend: B records, N video tokens, T frames.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from cacovid.config import ObjectiveConfig
-from cacovid.objective.clipped import clipped_losses, clipped_targets
-from cacovid.objective.credit import credit_losses, credit_targets
+from cacovid.objective.clipped import clipped_losses
+from cacovid.objective.credit import credit_losses
+from cacovid.objective.memory import flatten
 from cacovid.policy.base import PolicyOutput
 from cacovid.records import RolloutRecord
 
@@ -64,9 +66,10 @@ def batch_loss(
     The gradient reaches ``output`` only; everything else is constant.
     """
     assert len(records) == output.token_logits.shape[0], "one row of logits per record"
+    memory = flatten(records, iterations)
     if config.kind == "credit":
-        losses = credit_losses(output, [credit_targets(record, iterations) for record in records], config)
+        losses = credit_losses(output, memory, config)
     else:
-        losses = clipped_losses(output, [clipped_targets(record, iterations) for record in records], config)
-    sums = {name: values.detach().double().sum() for name, values in losses.items()}
-    return LossOutput(losses["loss"].sum(), {name: float(value) for name, value in sums.items()}, len(records))
+        losses = clipped_losses(output, records, memory, config)
+    sums = torch.stack([values.detach().double().sum() for values in losses.values()]).tolist()
+    return LossOutput(losses["loss"].sum(), dict(zip(losses, sums, strict=True)), len(records))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cacovid.config import Section
 from cacovid.errors import UserError
+from cacovid.models.torchvision_mend import mend_torchvision
 
 
 class _Family(NamedTuple):
@@ -74,6 +75,8 @@ class NonCausalLayer(nn.Module):
     def from_spec(cls, spec: LayerSpec) -> "NonCausalLayer":
         """A layer of the same shape with random weights (drawn from torch's global generator)."""
         family = _family(spec.model_type)
+        # Vision code that transformers imports along the way needs torchvision.
+        mend_torchvision()
         from transformers import CONFIG_MAPPING
 
         config = CONFIG_MAPPING[spec.model_type].from_dict(dict(spec.text_config))

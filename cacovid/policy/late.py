@@ -64,20 +64,23 @@ class LatePolicy(CompressionPolicy):
     def _similarities(self, x: Tensor, batch: PolicyBatch) -> Tensor:
         """(B, N, H) soft maximum over the text of cosine + text bias, standardised over the clip's tokens."""
         text = batch.text.float()
-        video = self._heads(_linear(self.similarity, x))  # (B, H, N, W)
-        words = self._heads(_linear(self.similarity, text))  # (B, H, Lt, W)
+        video, words = self._project(x), self._project(text)  # (H, B, N, W), (H, B, Lt, W)
         bias = _linear(self.text_bias, text).transpose(1, 2) + self._position_bias(batch.text_mask)  # (B, H, Lt)
-        bias = bias.masked_fill(~batch.text_mask[:, None, :], -torch.inf)
-        scaled = (video @ words.transpose(2, 3) + bias[:, :, None, :]) / TEMPERATURE  # (B, H, N, Lt)
-        pooled = TEMPERATURE * torch.logsumexp(scaled, dim=-1)  # (B, H, N)
+        bias = bias.masked_fill(~batch.text_mask[:, None, :], -torch.inf).transpose(0, 1) / TEMPERATURE
+        # Only the short side is normalised before the product: dividing the video side afterwards saves
+        # most of the memory traffic.
+        scale = 1 / (TEMPERATURE * video.norm(dim=-1, keepdim=True).clamp_min(NORM_FLOOR))
+        words = F.normalize(words, dim=-1, eps=NORM_FLOOR)
+        pooled = TEMPERATURE * torch.logsumexp(video @ words.transpose(2, 3) * scale + bias[:, :, None, :], dim=-1)
         centred = pooled - pooled.mean(dim=-1, keepdim=True)
         variance = centred.square().mean(dim=-1, keepdim=True)
-        return (centred * torch.rsqrt(variance + VARIANCE_FLOOR)).transpose(1, 2)
+        return (centred * torch.rsqrt(variance + VARIANCE_FLOOR)).permute(1, 2, 0)
 
-    def _heads(self, projected: Tensor) -> Tensor:
-        """(B, H, rows, W) unit vectors from (B, rows, H*W)."""
-        split = projected.unflatten(-1, (self.config.heads, self.config.width)).transpose(1, 2)
-        return F.normalize(split, dim=-1, eps=NORM_FLOOR)
+    def _project(self, rows: Tensor) -> Tensor:
+        """(H, B, rows, W) head projections of (B, rows, D)."""
+        weight: Tensor = self.similarity.weight.float().unflatten(0, (self.config.heads, self.config.width))
+        projected = torch.matmul(rows.flatten(0, 1), weight.transpose(1, 2))
+        return projected.view(projected.shape[0], *rows.shape[:2], -1)
 
     def _position_bias(self, text_mask: Tensor) -> Tensor:
         """(B, H, Lt) learned bias by the text position counted from the prompt's end."""
@@ -88,9 +91,10 @@ class LatePolicy(CompressionPolicy):
     @staticmethod
     def _redundancy(x: Tensor, batch: PolicyBatch) -> Tensor:
         """(B, N, 2) cosines to the frame's mean and to the same cell one frame earlier (0 in frame 0)."""
-        frames = x.unflatten(1, (batch.grid.frames, batch.grid.per_frame))  # (B, T, S, D)
-        to_mean = F.cosine_similarity(frames, frames.mean(dim=2, keepdim=True), dim=-1, eps=NORM_FLOOR)
-        to_earlier = F.cosine_similarity(frames[:, 1:], frames[:, :-1], dim=-1, eps=NORM_FLOOR)
+        unit = F.normalize(x, dim=-1, eps=NORM_FLOOR).unflatten(1, (batch.grid.frames, batch.grid.per_frame))
+        mean = x.unflatten(1, (batch.grid.frames, batch.grid.per_frame)).mean(dim=2)  # (B, T, D)
+        to_mean = (unit @ F.normalize(mean, dim=-1, eps=NORM_FLOOR)[..., None]).squeeze(-1)  # (B, T, S)
+        to_earlier = (unit[:, 1:] * unit[:, :-1]).sum(dim=-1)
         to_earlier = torch.cat([torch.zeros_like(to_mean[:, :1]), to_earlier], dim=1)
         return torch.stack([to_mean, to_earlier], dim=-1).flatten(1, 2)
 
