@@ -1,0 +1,1 @@
+"""The embedded benchmark: video questions with known evidence and a tiny Video-LLM that answers them."""

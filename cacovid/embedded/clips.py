@@ -1,0 +1,178 @@
+"""Clips whose every object and piece of clutter is known: drawn from one seed, aligned to cells.
+
+Shape legend: T = 8 frames, cells S = 36 a frame (6 x 6 of 16 px), so N = 288 video tokens.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from cacovid.embedded import glyphs
+from cacovid.records import TokenGrid
+from cacovid.seeding import derive_seed
+
+FRAMES: Final = 8
+SIDE: Final = 6
+CELLS: Final = SIDE * SIDE
+PIXELS: Final = SIDE * glyphs.CELL
+GRID: Final = TokenGrid(FRAMES, SIDE, SIDE)
+OBJECTS: Final = 8
+NEEDLES: Final = 3
+FILLED: Final = CELLS // 2  # occupied cells of each frame
+
+_LIFETIMES = ((FRAMES, FRAMES),) * 3 + ((3, 5),) * 2 + ((1, 2),) * NEEDLES  # frames visible, inclusive
+_MOVE = 0.3  # probability of a move to a neighbouring cell, per frame
+_CLUTTER_LIFETIME = 4
+_COLOUR_NOISE = 12
+_SHADE = 0.4  # a clutter tile's second tone, as a share of its first
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """An object: its class indices and where it is."""
+
+    shape: int  # index into glyphs.SHAPES
+    colour: int  # index into glyphs.COLOUR_NAMES
+    cells: tuple[int, ...]  # (T,) cell in each frame, -1 where it is not visible
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Video tokens that show it, ascending."""
+        return tuple(frame * CELLS + cell for frame, cell in enumerate(self.cells) if cell >= 0)
+
+    @property
+    def is_needle(self) -> bool:
+        """Whether it is visible in at most two frames."""
+        return len(self.tokens) <= 2
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A drawn clip with its ground truth."""
+
+    seed: int
+    frames: npt.NDArray[np.uint8]  # (T, 96, 96, 3) RGB
+    objects: tuple[SceneObject, ...]
+    kinds: Integers  # (T, S) class of each cell, see glyphs
+    colours: Integers  # (T, S)
+
+    def owners(self) -> Integers:
+        """(N,) index of the object that each video token shows, -1 for none."""
+        owner = np.full(GRID.tokens, -1, dtype=np.int64)
+        for index, scene_object in enumerate(self.objects):
+            owner[list(scene_object.tokens)] = index
+        return owner
+
+
+def draw_clip(seed: int) -> Clip:
+    """The clip of a seed; the same on every machine."""
+    random = np.random.default_rng(derive_seed("embedded clip", seed))
+    taken = np.zeros((FRAMES, CELLS), dtype=bool)
+    shapes = random.permutation(len(glyphs.SHAPES))[:OBJECTS]
+    colours = random.permutation(len(glyphs.COLOUR_NAMES))[:OBJECTS]
+    tracks = [_object_track(random, taken, lifetime) for lifetime in _LIFETIMES]
+    objects = tuple(
+        SceneObject(int(shape), int(colour), tuple(track))
+        for shape, colour, track in zip(shapes, colours, tracks, strict=True)
+    )
+    kind = np.full((FRAMES, CELLS), glyphs.NO_KIND, dtype=np.int64)
+    tone = np.full((FRAMES, CELLS), glyphs.NO_COLOUR, dtype=np.int64)
+    for scene_object in objects:
+        tokens = list(scene_object.tokens)
+        kind.flat[tokens] = scene_object.shape
+        tone.flat[tokens] = scene_object.colour
+    _add_clutter(random, taken, kind, tone)
+    return Clip(seed, _draw(random, kind, tone), objects, kind, tone)
+
+
+@cache
+def _neighbours() -> tuple[tuple[int, ...], ...]:
+    def of(cell: int) -> tuple[int, ...]:
+        row, column = divmod(cell, SIDE)
+        steps = ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1))
+        return tuple(r * SIDE + c for r, c in steps if 0 <= r < SIDE and 0 <= c < SIDE)
+
+    return tuple(of(cell) for cell in range(CELLS))
+
+
+def _pick(random: np.random.Generator, cells: Integers | list[int]) -> int:
+    return int(cells[int(random.random() * len(cells))])
+
+
+def _step(random: np.random.Generator, taken: npt.NDArray[np.bool_], cell: int) -> int | None:
+    """The next frame's cell; ``taken`` (S,) is that frame's. None where it is hemmed in."""
+    free = [near for near in _neighbours()[cell] if not taken[near]]
+    stay = not taken[cell]
+    if free and (not stay or random.random() < _MOVE):
+        return _pick(random, free)
+    return cell if stay else None
+
+
+def _object_track(random: np.random.Generator, taken: npt.NDArray[np.bool_], lifetime: tuple[int, int]) -> list[int]:
+    """Cells of a new object in all frames (-1: not visible); marks them as taken."""
+    length = int(random.integers(lifetime[0], lifetime[1] + 1))
+    start = int(random.integers(0, FRAMES - length + 1))
+    track = [-1] * FRAMES
+    cell: int | None = None
+    for frame in range(start, start + length):
+        if cell is not None:
+            cell = _step(random, taken[frame], cell)
+        if cell is None:
+            cell = _pick(random, np.flatnonzero(~taken[frame]))
+        track[frame] = cell
+        taken[frame, cell] = True
+    return track
+
+
+def _add_clutter(random: np.random.Generator, taken: npt.NDArray[np.bool_], kind: Integers, tone: Integers) -> None:
+    """Fill every frame to exactly half of its cells, in place."""
+    room = FILLED - taken.sum(axis=1)
+    for start in range(FRAMES):
+        while room[start] > 0:
+            label = len(glyphs.SHAPES) + int(random.integers(glyphs.GLYPHS))
+            shade = len(glyphs.COLOURS) + int(random.integers(len(glyphs.CLUTTER_COLOURS)))
+            cell: int | None = _pick(random, np.flatnonzero(~taken[start]))
+            end = min(FRAMES, start + int(random.integers(1, _CLUTTER_LIFETIME + 1)))
+            for frame in range(start, end):
+                if frame > start:
+                    cell = _step(random, taken[frame], cell) if room[frame] > 0 and cell is not None else None
+                if cell is None:
+                    break
+                taken[frame, cell] = True
+                kind[frame, cell], tone[frame, cell] = label, shade
+                room[frame] -= 1
+
+
+@cache
+def _assets() -> tuple[glyphs.Mask, npt.NDArray[np.float32]]:
+    """All masks on full cells (41, 16, 16), sprites at the top left, and all colours (19, 3)."""
+    masks = np.zeros((glyphs.NO_KIND, glyphs.CELL, glyphs.CELL), dtype=np.float32)
+    masks[: len(glyphs.SHAPES), : glyphs.SPRITE, : glyphs.SPRITE] = glyphs.sprite_masks()
+    masks[len(glyphs.SHAPES) :] = glyphs.clutter_masks()
+    return masks, np.array([*glyphs.COLOURS.values(), *glyphs.CLUTTER_COLOURS], dtype=np.float32)
+
+
+def _draw(random: np.random.Generator, kind: Integers, tone: Integers) -> npt.NDArray[np.uint8]:
+    """Pixels (T, 96, 96, 3) of the cells' classes."""
+    masks, palette = _assets()
+    frame, cell = np.nonzero(kind != glyphs.NO_KIND)
+    kinds, tones = kind[frame, cell], tone[frame, cell]
+    is_object = kinds < len(glyphs.SHAPES)
+    noise = random.integers(-_COLOUR_NOISE, _COLOUR_NOISE + 1, size=(len(kinds), 3))
+    first = palette[tones] + noise
+    second = np.where(is_object[:, None], np.array(glyphs.BACKGROUND, dtype=np.float32), first * _SHADE)
+    shift = np.where(is_object[:, None], random.integers(0, glyphs.CELL - glyphs.SPRITE + 1, size=(len(kinds), 2)), 0)
+    axis = np.arange(glyphs.CELL)
+    # Sprites have an empty margin on the right and below, so that rolling them is the jitter.
+    rows, columns = (axis - shift[:, :1]) % glyphs.CELL, (axis - shift[:, 1:]) % glyphs.CELL
+    cover = masks[kinds[:, None, None], rows[:, :, None], columns[:, None, :]][..., None]
+    tiles = cover * first[:, None, None] + (1 - cover) * second[:, None, None]
+    canvas = np.empty((FRAMES, SIDE, glyphs.CELL, SIDE, glyphs.CELL, 3), dtype=np.uint8)
+    canvas[:] = glyphs.BACKGROUND
+    canvas[frame, cell // SIDE, :, cell % SIDE] = np.clip(np.rint(tiles), 0, 255).astype(np.uint8)
+    return canvas.reshape(FRAMES, PIXELS, PIXELS, 3)

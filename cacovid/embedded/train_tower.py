@@ -1,0 +1,124 @@
+"""Stage A: the vision tower and projector learn what each cell shows.
+
+Throwaway linear heads on every pooled token (36 a frame) tell its kind, colour, row and column; they
+make the language model's task one of looking up rather than of seeing.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import LlavaOnevisionForConditionalGeneration
+
+from cacovid.embedded import glyphs
+from cacovid.embedded.clips import CELLS, SIDE
+from cacovid.embedded.corpus import Corpus
+from cacovid.embedded.model import WIDTH, pixels
+from cacovid.embedded.progress import Progress, silent
+from cacovid.embedded.schedule import flat_cosine
+from cacovid.seeding import derive_seed, generator
+
+_OBJECT_WEIGHT = 2.0
+_NOTHING_WEIGHT = 0.15
+_PLACE_WEIGHT = 0.2
+_REPORT_EVERY = 20
+
+
+@dataclass(frozen=True)
+class TowerTraining:
+    """Hyper-parameters of stage A."""
+
+    steps: int = 1_030
+    frames: int = 64  # a step
+    lr: float = 2e-3
+    weight_decay: float = 0.01
+    flat: float = 0.4  # share of the steps before the cosine
+
+
+class CellHeads(nn.Module):
+    """Kind, colour, row and column of a token, from its feature (..., D)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kind = nn.Linear(WIDTH, glyphs.KINDS)
+        self.colour = nn.Linear(WIDTH, glyphs.COLOUR_CLASSES)
+        self.row = nn.Linear(WIDTH, SIDE)
+        self.column = nn.Linear(WIDTH, SIDE)
+        self.register_buffer("kind_weights", _class_weights(len(glyphs.SHAPES), glyphs.KINDS))
+        self.register_buffer("colour_weights", _class_weights(len(glyphs.COLOURS), glyphs.COLOUR_CLASSES))
+
+    def forward(self, features: Tensor, kinds: Tensor, colours: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Loss and the accuracies on objects, for features (F, S, D) and classes (F, S)."""
+        kind_logits, colour_logits = self.kind(features).flatten(0, 1), self.colour(features).flatten(0, 1)
+        kinds, colours = kinds.flatten(), colours.flatten()
+        cell = torch.arange(CELLS).repeat(len(features))
+        loss = cross_entropy(kind_logits, kinds, self.get_buffer("kind_weights"))
+        loss = loss + cross_entropy(colour_logits, colours, self.get_buffer("colour_weights"))
+        loss = loss + _PLACE_WEIGHT * cross_entropy(self.row(features).flatten(0, 1), cell // SIDE)
+        loss = loss + _PLACE_WEIGHT * cross_entropy(self.column(features).flatten(0, 1), cell % SIDE)
+        shown = kinds < len(glyphs.SHAPES)
+        metrics = {
+            "loss": float(loss.detach()),
+            "shape": float((kind_logits.argmax(-1) == kinds)[shown].float().mean()),
+            "color": float((colour_logits.argmax(-1) == colours)[shown].float().mean()),
+        }
+        return loss, metrics
+
+
+def _class_weights(objects: int, classes: int) -> Tensor:
+    weights = torch.ones(classes)
+    weights[:objects] = _OBJECT_WEIGHT
+    weights[-1] = _NOTHING_WEIGHT
+    return weights
+
+
+def video_features(model: LlavaOnevisionForConditionalGeneration, frames: Tensor) -> Tensor:
+    """Projected tokens (B, N, D) of clips (B, T, H, W, 3) uint8, without the newline row."""
+    output: Tensor = model.model.get_video_features(pixels(frames), return_dict=True).pooler_output
+    return output[:, :-1]
+
+
+def train_tower(
+    model: LlavaOnevisionForConditionalGeneration,
+    corpus: Corpus,
+    config: TowerTraining,
+    seed: int,
+    progress: Progress = silent,
+) -> dict[str, float]:
+    """Train tower and projector in place, rescale the features to unit deviation, return the last metrics."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed("cell heads", seed))
+        heads = CellHeads()
+    draw = generator("tower batches", seed)
+    parts: list[nn.Module] = [model.model.vision_tower, model.model.multi_modal_projector, heads]
+    parameters = [parameter for part in parts for parameter in part.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, flat_cosine(config.steps, flat=config.flat))
+    frames, kinds, colours = (part.flatten(0, 1) for part in (corpus.frames, corpus.kinds, corpus.colours))
+    order = torch.empty(0, dtype=torch.int64)
+    metrics: dict[str, float] = {}
+    for step in range(config.steps):
+        if len(order) < config.frames:
+            order = torch.randperm(len(frames), generator=draw)
+        batch, order = order[: config.frames], order[config.frames :]
+        features = video_features(model, frames[batch].unsqueeze(1)).unflatten(1, (-1, CELLS)).flatten(0, 1)
+        loss, metrics = heads(features, kinds[batch], colours[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % _REPORT_EVERY == 0 or step + 1 == config.steps:
+            progress("tower", step + 1, config.steps, metrics)
+    _normalise(model, frames[: 8 * config.frames])
+    return metrics
+
+
+@torch.no_grad()
+def _normalise(model: LlavaOnevisionForConditionalGeneration, frames: Tensor) -> None:
+    """Divide the projector's output by its standard deviation on ``frames`` (F, H, W, 3)."""
+    last = model.model.multi_modal_projector.linear_2
+    deviation = video_features(model, frames.unsqueeze(1)).std()
+    last.weight.div_(deviation)
+    last.bias.div_(deviation)
