@@ -10,10 +10,17 @@ from transformers.utils.logging import disable_progress_bar
 from cacovid.config import ModelConfig
 from cacovid.errors import UserError
 from cacovid.models.adapter import VideoLLM
+from cacovid.models.internvl import InternVL
+from cacovid.models.llava_next_video import LlavaNextVideo
 from cacovid.models.llava_onevision import LlavaOnevision
+from cacovid.models.qwen_vl import Qwen3VL, Qwen25VL
+from cacovid.models.smolvlm import SmolVLM
+from cacovid.models.videollama3 import VideoLlama3
 
 FAMILIES: dict[str, type[VideoLLM]] = {
-    model_type: family for family in (LlavaOnevision,) for model_type in family.model_types
+    model_type: family
+    for family in (LlavaOnevision, LlavaNextVideo, Qwen25VL, Qwen3VL, SmolVLM, InternVL, VideoLlama3)
+    for model_type in family.model_types
 }
 
 
