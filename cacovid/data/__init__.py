@@ -1,0 +1,1 @@
+"""Question tables, video decoding, prompts and the embedding cache."""

@@ -1,0 +1,32 @@
+"""The text of a question as the Video-LLM reads it (without its chat template)."""
+
+import string
+
+from cacovid.errors import BadItem
+from cacovid.records import VideoQuestion
+
+
+def option_letters(count: int) -> tuple[str, ...]:
+    """The letters of ``count`` options: A, B, C, ...
+
+    Raises:
+        BadItem: more options than letters.
+    """
+    if count > len(string.ascii_uppercase):
+        raise BadItem(f"{count} options: at most {len(string.ascii_uppercase)} can be lettered; drop some")
+    return tuple(string.ascii_uppercase[:count])
+
+
+def format_prompt(item: VideoQuestion, instruction: str = "") -> str:
+    """Question, lettered options and instruction, one a line; absent parts leave no empty line.
+
+    The instruction ("Answer with the option's letter ...") belongs to multiple choice and is left
+    out of the other problem types.
+    """
+    lines = [item.question]
+    if item.problem_type == "multiple choice":
+        letters = option_letters(len(item.options))
+        lines += [f"{letter}. {option}" for letter, option in zip(letters, item.options, strict=True)]
+        if instruction:
+            lines.append(instruction)
+    return "\n".join(lines)

@@ -1,0 +1,81 @@
+"""Items that could not be used: set aside with the reason, counted, and too many stop the run."""
+
+import json
+import os
+from pathlib import Path
+
+from cacovid.errors import UserError
+
+MIN_ITEMS = 20  # below this many items met, one bad item would already be a large share
+
+
+class SkippedItems:
+    """Appends ``{"id", "video", "reason"}`` lines to ``skipped.jsonl``, each item once.
+
+    One process writes (the driver); rollout actors send their reasons to it. On resume the lines
+    already there are known, and ``met`` and ``skipped`` go on from the checkpoint's counts.
+
+    Args:
+        path: the JSON lines file; it is made with the first skipped item.
+        max_share: largest share of skipped among met items, 0 to 1.
+        met: items met before (from a checkpoint).
+        skipped: of those, the skipped ones.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], max_share: float = 1.0, *, met: int = 0, skipped: int = 0) -> None:
+        self.path = Path(path)
+        self.max_share = max_share
+        self.met = met
+        self.skipped = skipped
+        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
+        self._written = _known_ids(text)
+        self._cut = bool(text) and not text.endswith("\n")  # by a kill in mid-line
+
+    def use(self, count: int = 1) -> None:
+        """Count items that were used, so that the share of skipped ones is right."""
+        self.met += count
+
+    def add(self, item_id: str, video: str, reason: str) -> None:
+        """Set one item aside.
+
+        Raises:
+            UserError: more than ``max_share`` of the items met are unusable (judged from
+                ``MIN_ITEMS`` items on; :meth:`finish` judges shorter runs).
+        """
+        self.met += 1
+        self.skipped += 1
+        if item_id not in self._written:
+            self._written.add(item_id)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n" if self._cut else "")
+                self._cut = False
+                file.write(json.dumps({"id": item_id, "video": video, "reason": reason}, ensure_ascii=False) + "\n")
+        if self.met >= MIN_ITEMS:
+            self._judge()
+
+    def finish(self) -> None:
+        """Judge the share at the end, however few items were met.
+
+        Raises:
+            UserError: more than ``max_share`` of them were unusable.
+        """
+        if self.met:
+            self._judge()
+
+    def _judge(self) -> None:
+        if self.skipped > self.max_share * self.met:
+            raise UserError(
+                f"{self.skipped} of {self.met} items were unusable, more than the allowed share {self.max_share:g}; "
+                f"the reasons are in {self.path}: mend the items or raise data.max_skipped"
+            )
+
+
+def _known_ids(text: str) -> set[str]:
+    ids = set()
+    for line in text.splitlines():
+        try:
+            ids.add(str(json.loads(line)["id"]))
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue  # a line cut short by a killed run: its item is written again when met again
+    return ids

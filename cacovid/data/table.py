@@ -1,0 +1,201 @@
+"""The question table: one Parquet row per :class:`~cacovid.records.VideoQuestion`.
+
+========== ============== ==================================================================
+column     type           meaning
+========== ============== ==================================================================
+id         string         unique name of the question; seeds derive from it
+video      string         path of the video, relative to the table's folder or absolute
+question   string         the question alone, without options
+options    list<string>   option texts without letters; empty unless multiple choice
+answer     string         the letter for multiple choice, else the text or number
+problem_type string       multiple choice, numerical, OCR, free-form or regression
+source     string         the collection that the row comes from
+evidence   list<int32>    optional: token cells t*H*W + row*W + column of the asked object
+other_objects list<int32> optional: token cells of every other object
+========== ============== ==================================================================
+
+Further columns are ignored. A wrong table is a :class:`UserError`; a wrong row is a
+:class:`BadItem`, so that a run can set it aside and go on.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cacovid.data.prompting import option_letters
+from cacovid.data.skipped import SkippedItems
+from cacovid.errors import BadItem, UserError
+from cacovid.records import ProblemType, VideoQuestion
+from cacovid.reward import final_answer, parse_number
+
+PROBLEM_TYPES: tuple[str, ...] = get_args(ProblemType)
+SCHEMA = pa.schema(
+    [
+        *(pa.field(name, pa.string(), nullable=False) for name in ("id", "video", "question")),
+        pa.field("options", pa.list_(pa.string()), nullable=False),
+        *(pa.field(name, pa.string(), nullable=False) for name in ("answer", "problem_type", "source")),
+        pa.field("evidence", pa.list_(pa.int32())),
+        pa.field("other_objects", pa.list_(pa.int32())),
+    ]
+)
+OPTIONAL_COLUMNS = ("evidence", "other_objects")
+
+
+def read_questions(
+    path: str | os.PathLike[str], *, skipped: SkippedItems | None = None, limit: int | None = None
+) -> list[VideoQuestion]:
+    """All usable rows of a Parquet table, in order; video paths come back absolute.
+
+    Args:
+        path: the Parquet file.
+        skipped: where unusable rows are set aside; without it the first one raises.
+        limit: read at most this many rows from the top.
+
+    Raises:
+        UserError: no readable Parquet file, a missing or mistyped column, no usable row.
+        BadItem: an unusable row, if ``skipped`` is None.
+    """
+    table_path = Path(path)
+    table = _read_table(table_path)
+    _check_columns(table.schema, table_path)
+    columns = [name for name in SCHEMA.names if name in table.schema.names]
+    rows = table.select(columns).slice(0, limit).to_pylist()
+    items: list[VideoQuestion] = []
+    seen: set[str] = set()
+    for number, row in enumerate(rows):
+        try:
+            item = _parse_row(row, number, table_path)
+            check_question(item)
+            if item.id in seen:
+                raise BadItem(f"row {number} of {table_path}: id {item.id!r} occurs twice; make ids unique")
+        except BadItem as error:
+            if skipped is None:
+                raise
+            skipped.add(str(row["id"] or f"row {number}"), str(row["video"]), str(error))
+            continue
+        seen.add(item.id)
+        items.append(item)
+    if not items:
+        raise UserError(f"{table_path} holds no usable question ({len(rows)} rows read); check the table's rows")
+    return items
+
+
+def write_questions(path: str | os.PathLike[str], items: Iterable[VideoQuestion]) -> None:
+    """Write questions as a Parquet table; videos below the table's folder become relative paths."""
+    table_path = Path(path)
+    folder = table_path.parent.resolve()
+    rows = []
+    for item in items:
+        video = Path(item.video)
+        absolute = (video if video.is_absolute() else folder / video).resolve()
+        inside = absolute.is_relative_to(folder)
+        rows.append(
+            {name: getattr(item, name) for name in SCHEMA.names}
+            | {"video": absolute.relative_to(folder).as_posix() if inside else str(absolute)}
+        )
+    table_path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), table_path)
+
+
+def check_question(item: VideoQuestion) -> None:
+    """Check one question by itself, without its video.
+
+    Raises:
+        BadItem: an empty field, an unknown problem type, no options, an answer that is no option or
+            no number where one is needed, an evidence cell below 0.
+    """
+    for name in ("id", "video", "question", "answer"):
+        if not getattr(item, name).strip():
+            raise BadItem(f"question {item.id!r}: {name} is empty; fill the column {name!r}")
+    if item.problem_type not in PROBLEM_TYPES:
+        raise BadItem(
+            f"question {item.id!r}: problem_type is {item.problem_type!r}; use one of {', '.join(PROBLEM_TYPES)}"
+        )
+    if item.problem_type == "multiple choice":
+        _check_choice(item)
+    elif item.problem_type in ("numerical", "regression"):
+        _check_number(item)
+    if any(cell < 0 for cell in (*item.evidence, *item.other_objects)):
+        raise BadItem(f"question {item.id!r}: a token cell is negative; cells count from 0")
+
+
+def _check_choice(item: VideoQuestion) -> None:
+    if len(item.options) < 2:
+        raise BadItem(f"question {item.id!r}: multiple choice with {len(item.options)} options; give at least 2")
+    letters = option_letters(len(item.options))
+    if item.answer not in letters:
+        raise BadItem(
+            f"question {item.id!r}: answer {item.answer!r} is no option; give a letter {letters[0]}-{letters[-1]}"
+        )
+
+
+def _check_number(item: VideoQuestion) -> None:
+    if parse_number(final_answer(item.answer)) is None:
+        raise BadItem(
+            f"question {item.id!r}: answer {item.answer!r} is no number, as {item.problem_type} needs; "
+            "correct it or the problem_type"
+        )
+
+
+def _read_table(path: Path) -> pa.Table:
+    if not path.is_file():
+        raise UserError(f"no question table at {path}; give a Parquet file (see docs on its columns)")
+    try:
+        # Only the wanted columns are read: a further column of any type does not matter.
+        names = set(pq.read_schema(path).names)
+        return pq.read_table(path, columns=[name for name in SCHEMA.names if name in names])
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} is not a readable Parquet table ({reason}); write it with pyarrow or pandas") from None
+
+
+def _check_columns(schema: pa.Schema, path: Path) -> None:
+    missing = [name for name in SCHEMA.names if name not in schema.names and name not in OPTIONAL_COLUMNS]
+    if missing:
+        raise UserError(f"{path} lacks the columns {', '.join(missing)}; needed are {', '.join(SCHEMA.names[:7])}")
+    for field in SCHEMA:
+        if field.name in schema.names and not _compatible(schema.field(field.name).type, field.type):
+            found = schema.field(field.name).type
+            raise UserError(f"{path}: column {field.name!r} has type {found}; make it {field.type}")
+
+
+def _compatible(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """The same kind of type; widths (large_string, int64) and dictionary coding may differ."""
+    if pa.types.is_dictionary(found):
+        return _compatible(found.value_type, wanted)
+    if pa.types.is_list(wanted):
+        lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+        if not any(check(found) for check in lists):
+            return False
+        # An all-empty column is written as list<null> by pandas.
+        return pa.types.is_null(found.value_type) or _compatible(found.value_type, wanted.value_type)
+    if pa.types.is_string(wanted):
+        return bool(pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found))
+    return bool(pa.types.is_integer(found))
+
+
+def _parse_row(row: Mapping[str, Any], number: int, table_path: Path) -> VideoQuestion:
+    for name in SCHEMA.names:
+        if name not in OPTIONAL_COLUMNS and row[name] is None:
+            raise BadItem(f"row {number} of {table_path}: {name} is null; fill it")
+    for name in ("options", *OPTIONAL_COLUMNS):
+        if any(value is None for value in row.get(name) or ()):
+            raise BadItem(f"row {number} of {table_path}: {name} holds a null; remove it")
+    video = Path(row["video"])
+    if row["video"] and not video.is_absolute():
+        video = table_path.parent.resolve() / video
+    return VideoQuestion(
+        id=row["id"],
+        video=str(video) if row["video"] else "",
+        question=row["question"],
+        options=tuple(row["options"]),
+        answer=row["answer"],
+        problem_type=row["problem_type"],
+        source=row["source"],
+        evidence=tuple(row.get("evidence") or ()),
+        other_objects=tuple(row.get("other_objects") or ()),
+    )
