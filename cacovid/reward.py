@@ -7,6 +7,7 @@ readable answer is told apart from a wrong one (``parsed=False``) instead of sil
 import re
 from dataclasses import dataclass
 from functools import cache
+from math import isfinite
 from typing import Any
 
 from cacovid.errors import BadItem
@@ -14,10 +15,10 @@ from cacovid.records import ProblemType
 
 _TAG = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.IGNORECASE | re.DOTALL)
 _LETTER_ALONE = re.compile(r"\W*([A-Za-z])\W*")
-_LETTER_FIRST = re.compile(r"\W*([A-Z])(?![A-Za-z0-9'])")
-_LETTER_NAMED = re.compile(
-    r"\b(?:answer|option|choice)\b\W*(?:is\b|are\b|would be\b)?\W*(?:option\b|choice\b)?\W*([A-Z])\b", re.I
-)
+_LETTER_FIRST = re.compile(r"\W*([A-HJ-Z]|I(?=\W*\n|[.):]))(?![A-Za-z0-9'])")  # not the pronoun
+_NAMED = r"\W*(?i:is\b|are\b|would be\b)?\W*(?i:option\b|choice\b)?[^\w(]*(?:([A-HJ-Z]|I(?!\W+\w))\b|\((\w)\))"
+_LETTER_OF_ANSWER = re.compile(r"\b(?i:answer)\b" + _NAMED)
+_LETTER_OF_OPTION = re.compile(r"\b(?i:option|choice)\b" + _NAMED)
 _LETTER_BRACKETED = re.compile(r"\(([A-Z])\)")
 _LETTER_ANYWHERE = re.compile(r"(?<![A-Za-z0-9'])([B-HJ-Z])(?![A-Za-z0-9'])")
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?![\d])")
@@ -68,14 +69,19 @@ def option_letter(text: str) -> str | None:
     alone = _LETTER_ALONE.fullmatch(text)
     if alone:
         return alone.group(1).upper()
-    named = _LETTER_NAMED.findall(text)
+    answers = list(_LETTER_OF_ANSWER.finditer(text))
     first = _LETTER_FIRST.match(text)
-    if first and not (named and text.lstrip()[:2] == "A "):
+    article = text.lstrip().startswith("A ")
+    if first and not (answers and article):
         return first.group(1)
-    if named:
-        return str(named[-1]).upper()
-    other = _LETTER_BRACKETED.search(text) or _LETTER_ANYWHERE.search(text)
-    return other.group(1) if other else None
+    if answers:
+        return _letter(answers[-1])
+    other = _LETTER_OF_OPTION.search(text) or _LETTER_BRACKETED.search(text) or _LETTER_ANYWHERE.search(text)
+    return _letter(other) if other else None
+
+
+def _letter(match: re.Match[str]) -> str:
+    return next(group for group in match.groups() if group).upper()
 
 
 def parse_number(text: str) -> Number | None:
@@ -84,7 +90,8 @@ def parse_number(text: str) -> Number | None:
     if not found:
         return None
     plain = found[-1].replace(",", "")
-    return Number(float(plain), "." in plain)
+    value = float(plain)
+    return Number(value, "." in plain) if isfinite(value) else None
 
 
 def _multiple_choice(prediction: str, answer: str) -> Reward:

@@ -25,7 +25,7 @@ def cap_probabilities(probabilities: Tensor, cap: float) -> Tensor:
     floored = floored / floored.sum(dim=-1, keepdim=True)
     ordered = floored.sort(dim=-1, descending=True).values
     tail = ordered.flip(-1).cumsum(dim=-1).flip(-1)  # (..., n) sum of entries j and after
-    left = 1 - cap * torch.arange(count, device=ordered.device)
+    left = 1 - cap * torch.arange(count, dtype=torch.float64, device=ordered.device)
     scale = left / tail  # (..., n) by the number j of capped entries
     fits = (ordered * scale <= cap * (1 + 1e-9)) & (left > 0)
     fits[..., -1] |= ~fits.any(dim=-1)  # every entry at the cap, up to rounding
