@@ -21,8 +21,8 @@ from ray.rllib.utils.checkpoints import Checkpointable
 from actors.task import EncodeTask, RolloutTask, SetAside, TaskResult
 from cacovid.config import TrainConfig
 from cacovid.errors import BadItem
-from cacovid.policy.base import CompressionPolicy
 from cacovid.model_policy import policy_for
+from cacovid.policy.base import CompressionPolicy
 from cacovid.records import RolloutRecord, VideoQuestion
 from cacovid.replica import Replica
 from cacovid.rollout import RolloutRequest, roll_out

@@ -5,14 +5,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+
 from cacovid.config import DataConfig, ModelConfig
 from cacovid.data.cache import EmbeddingCache, feature_key
 from cacovid.data.prompting import format_prompt
 from cacovid.data.video import content_key, read_frames
 from cacovid.models.adapter import VideoLLM
-from cacovid.models.encoded import Encoded
+from cacovid.models.encoded import Encoded, VideoFeatures
 from cacovid.models.loading import load_video_llm
 from cacovid.records import VideoQuestion
+
+NO_FRAMES = np.empty((0, 0, 0, 3), dtype=np.uint8)  # not looked at where features are given
 
 
 @dataclass
@@ -48,13 +52,19 @@ class Replica:
             self.encode_seconds += time.perf_counter() - started
 
     def _encode(self, item: VideoQuestion) -> Encoded:
-        video = read_frames(item.video, self.model.num_frames, self.data.max_pixels)
+        features = self._watch_cached(item.video) if self.cache else self._watch(item.video)
         prompt = format_prompt(item, self.data.instruction)
-        if self.cache is None:
-            return self.video_llm.encode(video.frames, prompt, fps=video.fps)
-        key = feature_key(content_key(item.video), self.video_llm.fingerprint, self.model.num_frames)
+        return self.video_llm.encode(NO_FRAMES, prompt, features=features)
+
+    def _watch_cached(self, video: str) -> VideoFeatures:
+        assert self.cache is not None
+        key = feature_key(content_key(video), self.video_llm.encoding_key, self.model.num_frames)
         features = self.cache.get(key)
-        encoded = self.video_llm.encode(video.frames, prompt, fps=video.fps, features=features)
         if features is None:
-            self.cache.put(key, encoded.video_features())
-        return encoded
+            features = self._watch(video)
+            self.cache.put(key, features)
+        return features
+
+    def _watch(self, path: str) -> VideoFeatures:
+        video = read_frames(path, self.model.num_frames, self.data.max_pixels)
+        return self.video_llm.watch(video.frames, fps=video.fps)

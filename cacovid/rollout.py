@@ -11,7 +11,7 @@ import torch
 
 from cacovid.config import SamplingConfig
 from cacovid.models.adapter import VideoLLM
-from cacovid.models.encoded import Encoded
+from cacovid.models.encoded import Encoded, Positions
 from cacovid.policy.base import CompressionPolicy
 from cacovid.records import RolloutRecord, ScoredCombinations, VideoQuestion
 from cacovid.sampling.adaptive_rate import adapt_rate
@@ -30,7 +30,7 @@ class RolloutRequest:
     policy_version: int  # finished training steps of the weights in use
     tokens_per_frame: int | None  # k of every frame; None starts from the adaptive rate
     max_new_tokens: int
-    positions: str  # 'original' or 'contiguous'
+    positions: Positions
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from torch import Tensor
 from cacovid.data.prompting import option_letters
 from cacovid.errors import BadItem
 from cacovid.models.adapter import VideoLLM
-from cacovid.models.encoded import Encoded
+from cacovid.models.encoded import Encoded, Positions
 from cacovid.records import VideoQuestion
 from cacovid.reward import reward
 
@@ -27,7 +27,7 @@ class Scores:
 
 
 def score(
-    video_llm: VideoLLM, encoded: Encoded, item: VideoQuestion, keep: Tensor, max_new_tokens: int, positions: str
+    video_llm: VideoLLM, encoded: Encoded, item: VideoQuestion, keep: Tensor, max_new_tokens: int, positions: Positions
 ) -> Scores:
     """Let the frozen Video-LLM answer ``item`` from each row of ``keep`` and reward correctness.
 
@@ -52,7 +52,7 @@ def score(
     )
 
 
-def _score_options(video_llm: VideoLLM, encoded: Encoded, item: VideoQuestion, keep: Tensor, positions: str) -> Scores:
+def _score_options(video_llm: VideoLLM, encoded: Encoded, item: VideoQuestion, keep: Tensor, positions: Positions) -> Scores:
     letters = option_letters(len(item.options))
     if item.answer not in letters:
         raise BadItem(f"answer {item.answer!r} of item {item.id!r} is none of its options {', '.join(letters)}")

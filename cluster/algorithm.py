@@ -66,6 +66,7 @@ class CPO(Algorithm):  # type: ignore[misc]
         files = initial_policy_files(cfg)
         self._write_initial_policy(files)
         thawed.policy_files = ray.put(files)
+        self.config = thawed  # RLlib takes the given config only where it is a plain dict
         super().setup(thawed)
         self.config.policy_files = None  # an object reference must not get into checkpoints
         self.pool = RolloutPool(self.env_runner_group, cfg.actors.max_retries)
@@ -110,7 +111,7 @@ class CPO(Algorithm):  # type: ignore[misc]
                 requeued_tasks=self.pool.requeued,
                 replay_items=len(self.replay),
                 replay_bytes=self.replay.nbytes,
-                skipped=self.skipped.count,
+                skipped=self.skipped.skipped,
             ),
         )
         for name, value in metrics.items():
@@ -144,9 +145,9 @@ class CPO(Algorithm):  # type: ignore[misc]
 
     def _set_aside(self, results: list[TaskResult]) -> None:
         for result in results:
-            self.skipped.met(len(result.records) + len(result.set_aside))
+            self.skipped.use(len(result.records))
             for aside in result.set_aside:
-                self.skipped.add(aside.item, aside.reason)
+                self.skipped.add(aside.item.id, aside.item.video, aside.reason)
 
     def _hold(self, record: RolloutRecord) -> Handle:
         """By reference where learners are remote; put by the driver, so that no actor's death loses it."""
@@ -234,7 +235,7 @@ class CPO(Algorithm):  # type: ignore[misc]
             "versions": versions,
             "published": {version: self._weights_of(version) for version in {self.finished_steps, *versions.values()}},
             "replay": ReplaySnapshot.of(records),
-            "skipped": self.skipped.state(),
+            "skipped": {"met": self.skipped.met, "skipped": self.skipped.skipped},
             "config": self.train_cfg.model_dump(),
         }
         return state
@@ -257,7 +258,7 @@ class CPO(Algorithm):  # type: ignore[misc]
         }
         self._newest = saved["published"][self.finished_steps]
         self._versions = dict(saved["versions"])
-        self.skipped.restore(saved["skipped"])
+        self.skipped.met, self.skipped.skipped = saved["skipped"]["met"], saved["skipped"]["skipped"]
         self._refill(saved["replay"])
 
     def _refill(self, snapshot: ReplaySnapshot) -> None:

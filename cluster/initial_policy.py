@@ -6,8 +6,8 @@ from pathlib import Path
 import ray
 
 from cacovid.config import TrainConfig
-from cacovid.models.loading import load_video_llm
 from cacovid.model_policy import policy_for
+from cacovid.models.loading import load_video_llm
 from learner.deepspeed_learner import PolicyFiles
 
 

@@ -6,7 +6,6 @@ the same numbers each time (and mostly from the embedding cache), so a checkpoin
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 

@@ -127,7 +127,7 @@ def _loop(
                 restarts += 1
                 _restart_learners(algorithm, config, run, log, restarts, error)
                 continue
-            row = dict(result["cpo"])
+            row = {name: float(value) for name, value in result["cpo"].items()}
             row["seconds"] = time.perf_counter() - started
             row["combinations_per_second"] = row["combinations"] / row["seconds"]
             log.add(row)

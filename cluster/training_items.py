@@ -5,7 +5,7 @@ from pathlib import Path
 from cacovid.config import TrainConfig
 from cacovid.data.table import read_questions
 from cacovid.embedded.dataset import write_dataset
-from cacovid.embedded.splits import TRAIN
+from cacovid.embedded.splits import split_seeds
 from cacovid.records import VideoQuestion
 
 TABLE = "questions.parquet"
@@ -21,5 +21,5 @@ def training_items(config: TrainConfig, folder: Path) -> list[VideoQuestion]:
         return read_questions(Path(config.data.train))
     clips = folder / f"clips-{config.data.clip_seed}-{config.data.train_clips}"
     if not (clips / TABLE).exists():
-        write_dataset(clips, TRAIN.seeds(config.data.train_clips, config.data.clip_seed))
+        write_dataset(clips, split_seeds("train", config.data.train_clips, config.data.clip_seed))
     return read_questions(clips / TABLE)
