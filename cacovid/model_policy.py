@@ -17,5 +17,8 @@ def policy_for(video_llm: VideoLLM, config: TrainConfig) -> CompressionPolicy:
         model_type=video_llm.kind,
         model_path=config.model.path,
         selection=config.selection,
+        num_frames=config.model.num_frames,
+        positions=config.model.positions,
+        instruction=config.data.instruction,
     )
     return policy

@@ -51,6 +51,11 @@ class PolicyMetadata(Section):
     model_path: str = Field("", description="where that model was loaded from")
     trained_steps: int = Field(0, ge=0, description="training steps behind these weights")
     selection: SelectionConfig = Field(SelectionConfig(), description="selection rule to use by default")
+    num_frames: int = Field(8, ge=1, description="frames sampled from each video in training")
+    positions: Literal["original", "contiguous"] = Field(
+        "original", description="position ids that retained tokens had in training"
+    )
+    instruction: str = Field("", description="line appended to multiple-choice prompts in training")
 
 
 class PolicyCard(Section):
@@ -140,8 +145,9 @@ class CompressionPolicy(nn.Module, ABC):
         path = Path(folder)
         card = _read_card(path)
         state = _read_weights(path)
-        layer = None if card.layer is None else NonCausalLayer.from_spec(card.layer)
-        policy = empty_policy(card.config, card.hidden_size, layer)
+        with torch.random.fork_rng(devices=[]):  # weights drawn here are overwritten at once
+            layer = None if card.layer is None else NonCausalLayer.from_spec(card.layer)
+            policy = empty_policy(card.config, card.hidden_size, layer)
         try:
             policy.load_state_dict(state, strict=True)
         except RuntimeError as error:
