@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import gymnasium
 import ray
@@ -27,7 +27,8 @@ from cacovid.records import RolloutRecord, VideoQuestion
 from cacovid.replica import Replica
 from cacovid.rollout import RolloutRequest, roll_out
 
-DUMMY_SPACE = gymnasium.spaces.Discrete(1)
+Space: TypeAlias = gymnasium.Space[Any]
+DUMMY_SPACE: Space = gymnasium.spaces.Discrete(1)
 
 
 class RolloutEnvRunner(EnvRunner, Checkpointable):  # type: ignore[misc]
@@ -123,7 +124,7 @@ class RolloutEnvRunner(EnvRunner, Checkpointable):  # type: ignore[misc]
         """RLlib calls this on each new actor."""
         assert self.train_config is not None
 
-    def get_spaces(self) -> dict[str, tuple[gymnasium.Space, gymnasium.Space]]:
+    def get_spaces(self) -> dict[str, tuple[Space, Space]]:
         """Dummy spaces: there is no environment."""
         return {INPUT_ENV_SPACES: (DUMMY_SPACE, DUMMY_SPACE), DEFAULT_MODULE_ID: (DUMMY_SPACE, DUMMY_SPACE)}
 

@@ -66,6 +66,11 @@ class RolloutPool:
                 tick()
         return [self._results.pop(key) for key in keys]
 
+    def settle(self) -> None:
+        """Wait until nothing is queued or in flight; results stay to be collected."""
+        while self._queue or self._in_flight:
+            self._pump()
+
     def _pump(self) -> None:
         if self.group.num_remote_env_runners() == 0:
             self._run_locally()

@@ -125,7 +125,7 @@ class ActorsConfig(Section):
     """Rollout actors: each holds one frozen Video-LLM replica."""
 
     count: Count = Field(2, description="remote rollout actors; 0 scores in the driver")
-    cpus: Annotated[float, Field(ge=0)] = Field(1.0, description="CPUs of one actor")
+    cpus: Annotated[float, Field(ge=0)] = Field(0.5, description="CPUs that Ray reserves for one actor")
     gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="GPUs of one actor")
     threads: Positive = Field(1, description="torch threads of one actor on CPU")
     items_per_task: Positive = Field(2, description="items sent to an actor at once")
@@ -137,7 +137,7 @@ class LearnersConfig(Section):
     """Learner processes under DeepSpeed."""
 
     count: Count = Field(1, description="remote learner processes; 0 learns in the driver")
-    cpus: Annotated[float, Field(ge=0)] = Field(1.0, description="CPUs of one learner")
+    cpus: Annotated[float, Field(ge=0)] = Field(0.5, description="CPUs that Ray reserves for one learner")
     gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="GPUs of one learner")
     threads: Positive = Field(1, description="torch threads of one learner on CPU")
     zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(0, description="DeepSpeed ZeRO stage")

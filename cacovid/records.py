@@ -61,7 +61,12 @@ class PolicyInput:
     def cpu(self) -> "PolicyInput":
         """The same input with every tensor on the CPU."""
         return replace(
-            self, **{name: tensor.cpu() for name, tensor in vars(self).items() if isinstance(tensor, Tensor)}
+            self,
+            features=self.features.cpu(),
+            text=self.text.cpu(),
+            video_columns=self.video_columns.cpu(),
+            text_columns=self.text_columns.cpu(),
+            position_ids=self.position_ids.cpu(),
         )
 
     def nbytes(self) -> int:

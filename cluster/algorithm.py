@@ -13,7 +13,7 @@ is exact, so results depend neither on speed nor on the number of actors. At mos
 import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -38,7 +38,7 @@ from learner.deepspeed_learner import PolicyFiles
 from learner.group import DeepSpeedLearnerGroup
 from learner.training_data import RecordData
 
-Handle = ray.ObjectRef | RolloutRecord
+Handle: TypeAlias = ray.ObjectRef | RolloutRecord
 
 
 class CPO(Algorithm):  # type: ignore[misc]
@@ -213,6 +213,14 @@ class CPO(Algorithm):  # type: ignore[misc]
             rl_module_spec=self.config.get_multi_rl_module_spec(spaces=self.spaces)
         )
         self.config.policy_files = None
+
+    def newest_handle(self) -> ray.ObjectRef | Weights:
+        """The newest weights as tasks carry them."""
+        return self._published[self.finished_steps]
+
+    def drain(self) -> None:
+        """Wait until every rollout given out is answered; the answers stay for the next steps."""
+        self.pool.settle()
 
     def policy_weights(self) -> Weights:
         """The newest float32 weights on the CPU."""

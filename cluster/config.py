@@ -99,7 +99,7 @@ class CPOConfig(AlgorithmConfig):  # type: ignore[misc]
             "learners.count": self.num_learners,
             "learners.gpus": self.num_gpus_per_learner,
         }
-        if self.num_cpus_per_learner != "auto":
+        if isinstance(self.num_cpus_per_learner, int | float):  # RLlib's own default is the word 'auto'
             counts["learners.cpus"] = self.num_cpus_per_learner
         return with_overrides(self.base, {**self.overrides, **counts})
 

@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from cacovid.errors import UserError
-from cluster.commands import compress, config, data, embedded, evaluate, train
+from cluster.commands import compress, config, data, demo, embedded, evaluate, train
 
 app = typer.Typer(
     name="cacovid",
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compress")(compress.compress)
+app.command("demo")(demo.demo)
 app.command("config")(config.config)
 app.add_typer(embedded.app, name="embedded")
 app.add_typer(data.app, name="data")

@@ -4,6 +4,7 @@ A first Ctrl-C ends the run after the current step with a checkpoint; a second o
 """
 
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -54,23 +55,49 @@ class _Interrupt:
             signal.signal(name, handler)
 
 
-def connect(address: str | None) -> None:
+def connect(address: str | None) -> bool:
     """Join the cluster at ``address`` ('auto': the one this job was submitted to), or start a local one.
+
+    Returns whether this call connected; False where the process was connected already.
 
     Raises:
         UserError: There is no cluster at ``address``.
     """
+    for name in ("ray.rllib", "ray.tune", "DeepSpeed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
-        return
+        return False
+    # RLlib's actors take their config by reference, of which Ray's core warns on stderr; the group holds it.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    local = {} if address else {"include_dashboard": False}
     try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            include_dashboard=False if address is None else None,
-        )
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, ValueError) as error:
         raise UserError(f"no Ray cluster at {address!r}: {error}") from error
+    return True
+
+
+def check_resources(config: TrainConfig, elastic: bool) -> None:
+    """See that the cluster can hold all actors and learners at once, instead of waiting for ever.
+
+    Args:
+        elastic: The cluster may grow (it was joined, not started here): nothing is checked.
+
+    Raises:
+        UserError: It cannot, with what is asked and what is there.
+    """
+    if elastic:
+        return
+    there = ray.cluster_resources()
+    for kind, field in (("CPU", "cpus"), ("GPU", "gpus")):
+        actors, learners = getattr(config.actors, field), getattr(config.learners, field)
+        needed = config.actors.count * actors + config.learners.count * learners
+        if needed > there.get(kind, 0):
+            raise UserError(
+                f"{config.actors.count} actors x {actors:g} and {config.learners.count} learners x {learners:g} "
+                f"need {needed:g} {kind}s, this machine has {there.get(kind, 0):g}: lower actors.count or "
+                f"actors.{field}, or join a cluster with --address"
+            )
 
 
 def train(
@@ -85,10 +112,11 @@ def train(
     Raises:
         UserError: The run cannot start or go on for a reason that the user can mend.
     """
-    connect(address)
+    connected = connect(address)
     interrupt = _Interrupt()
     algorithm = None
     try:
+        check_resources(config, elastic=address is not None)
         algorithm = _build(config, run)
         checkpoint = run.newest_checkpoint() if resume else None
         if checkpoint is not None:
@@ -98,6 +126,8 @@ def train(
         interrupt.restore()
         if algorithm is not None:
             algorithm.stop()
+        if connected:
+            ray.shutdown()
 
 
 def _build(config: TrainConfig, run: RunDirectory) -> CPO:

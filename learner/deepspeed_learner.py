@@ -75,14 +75,13 @@ class DeepSpeedLearner(TorchLearner):  # type: ignore[misc]
         """One optimiser step; every learner is called with its shard. Returns metrics over all records."""
         training_data.validate()
         training_data.solve_refs()
-        metrics = self.policy_engine.update(
+        return self.policy_engine.update(
             training_data.records,
             training_data.iterations,
             training_data.update_index,
             training_data.global_count,
             training_data.spare,
         )
-        return metrics
 
     def publish(self) -> dict[str, torch.Tensor] | None:
         """Gather the weights (every learner takes part); rank 0 returns them."""

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.ops import __compatible_ops__ as deepspeed_ops
 from torch import Tensor
 
 from cacovid.config import LearnersConfig, ObjectiveConfig, OptimizerConfig
@@ -20,6 +18,7 @@ from cacovid.objective.schedule import learning_rate_multiplier
 from cacovid.policy.base import CompressionPolicy, PolicyOutput
 from cacovid.policy.batch import collate, group_by_grid
 from cacovid.records import RolloutRecord
+from learner.deepspeed_import import import_deepspeed
 
 CPU_BUCKET = 1_000_000  # elements; the default of 5e8 costs seconds an iteration at ZeRO-2 on CPU
 
@@ -45,13 +44,12 @@ class PolicyEngine:
         placement: Placement,
         total_updates: int,
     ) -> None:
-        # Its shared-memory kernel would need a compiler and a minute at first use; gloo serves as well.
-        deepspeed_ops["deepspeed_shm_comm"] = False
+        self._deepspeed = import_deepspeed(placement.device)
         self.optimizer_config, self.objective, self.learners = optimizer, objective, learners
         self.placement = placement
         self.total_updates = total_updates
         self.policy = policy.to(placement.device)
-        self.engine, self.optimizer, *_ = deepspeed.initialize(
+        self.engine, self.optimizer, *_ = self._deepspeed.initialize(
             model=self.policy,
             model_parameters=self._parameter_groups(),
             config=self._deepspeed_config(),
@@ -166,7 +164,7 @@ class PolicyEngine:
     def weights(self) -> dict[str, Tensor]:
         """The whole policy's float32 weights on the CPU. Every learner must call this (ZeRO-3 gathers)."""
         params = list(self.policy.parameters())
-        with deepspeed.zero.GatheredParameters(params, enabled=self.learners.zero_stage == 3):
+        with self._deepspeed.zero.GatheredParameters(params, enabled=self.learners.zero_stage == 3):
             return {name: value.detach().float().cpu().clone() for name, value in self.policy.state_dict().items()}
 
     def save(self, folder: Path, tag: str) -> None:

@@ -1,0 +1,105 @@
+"""The DeepSpeed learner by itself: every placement and ZeRO stage takes the same optimiser steps."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from cacovid.config import TrainConfig
+from cacovid.config_files import with_overrides
+from cacovid.errors import UserError
+from cacovid.policy.build import build_policy
+from cacovid.records import RolloutRecord
+from cluster.config import CPOConfig
+from learner.deepspeed_learner import PolicyFiles
+from learner.group import DeepSpeedLearnerGroup
+from learner.training_data import RecordData
+from tests.made_records import GRID, make_record
+
+WIDTH = 16
+
+
+@pytest.fixture(scope="module")
+def policy_files(tmp_path_factory: pytest.TempPathFactory) -> PolicyFiles:
+    folder = tmp_path_factory.mktemp("policy")
+    build_policy(TrainConfig().policy, WIDTH, seed=0).save_pretrained(folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def records() -> list[RolloutRecord]:
+    """Five records of two grids: shards and micro-batches are ragged."""
+    return [make_record(seed, grid=GRID._replace(frames=2 + seed % 2)) for seed in range(5)]
+
+
+def start(policy_files: PolicyFiles, learners: int, zero_stage: int, **more: object) -> DeepSpeedLearnerGroup:
+    overrides = {"learners.zero_stage": zero_stage, "learners.micro_batch_tokens": 60, **more}
+    config = CPOConfig.from_train_config(with_overrides(TrainConfig(), overrides)).learners(num_learners=learners)
+    return DeepSpeedLearnerGroup(
+        config=config, module_spec=config.get_multi_rl_module_spec(), policy_files=policy_files
+    )
+
+
+def losses(group: DeepSpeedLearnerGroup, records: list[RolloutRecord], first: int = 0, count: int = 3) -> list[float]:
+    """Updates on 5, 1 and 5 records: one learner of two has none in the middle."""
+    batches = [records if update % 2 == 0 else records[:1] for update in range(first, first + count)]
+    return [
+        group.update(training_data=RecordData(records=list(batch), update_index=first + index))[0]["loss"]
+        for index, batch in enumerate(batches)
+    ]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_zero_stages_agree(zero_stage: int, policy_files: PolicyFiles, records: list[RolloutRecord]) -> None:
+    reference = start(policy_files, 0, 0)
+    expected, weights = losses(reference, records), reference.publish()
+    reference.shutdown()
+    group = start(policy_files, 0, zero_stage)
+    assert losses(group, records) == pytest.approx(expected, rel=1e-6)
+    published = group.publish()
+    group.shutdown()
+    assert max(float((published[name] - weights[name]).abs().max()) for name in weights) <= 1e-6
+
+
+@pytest.mark.parametrize("zero_stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_two_learners_equal_the_local_one(
+    zero_stage: int, policy_files: PolicyFiles, records: list[RolloutRecord], cluster: None, tmp_path: Path
+) -> None:
+    reference = start(policy_files, 0, 0)
+    expected = losses(reference, records, count=5)
+    reference.shutdown()
+    group = start(policy_files, 2, zero_stage)
+    assert losses(group, records) == pytest.approx(expected[:3], rel=1e-5)
+    group.save_to_path(tmp_path / "checkpoint")
+    assert losses(group, records, first=3, count=2) == pytest.approx(expected[3:], rel=1e-5)
+    group.restore_from_path(tmp_path / "checkpoint")
+    assert losses(group, records, first=3, count=2) == pytest.approx(expected[3:], rel=1e-5)
+    group.shutdown()
+
+
+def test_checkpoint_of_another_placement_is_refused(policy_files: PolicyFiles, tmp_path: Path) -> None:
+    group = start(policy_files, 0, 1)
+    group.save_to_path(tmp_path)
+    group.shutdown()
+    other = start(policy_files, 0, 2)
+    with pytest.raises(UserError, match="written by 1 learner.s. at ZeRO stage 1, this run has 1 at stage 2"):
+        other.restore_from_path(tmp_path)
+    other.shutdown()
+
+
+def test_update_without_records_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one rollout record"):
+        RecordData().validate()
+
+
+def test_shards_cover_all_records_and_none_is_empty(records: list[RolloutRecord]) -> None:
+    shards = [shard for shard, _ in RecordData(records=list(records[:2])).shard(3)]
+    assert [shard.spare for shard in shards] == [False, False, True]
+    assert all(shard.records and shard.global_count == 2 for shard in shards)
+
+
+def test_process_group_is_left_after_shutdown(policy_files: PolicyFiles) -> None:
+    start(policy_files, 0, 0).shutdown()
+    assert not dist.is_initialized()
+    assert torch.is_grad_enabled()

@@ -1,0 +1,85 @@
+"""The same seed gives the same policy, whatever the number of processes, their deaths or restarts."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cacovid.config import TrainConfig
+from cacovid.config_files import with_overrides
+from cluster.algorithm import CPO
+from cluster.run_directory import RunDirectory
+from cluster.training import train
+from tests.integration.conftest import Trained, finished, run_training
+
+
+def largest_difference(one: Trained, other: Trained) -> float:
+    assert one.weights.keys() == other.weights.keys()
+    return max(float((one.weights[name] - other.weights[name]).abs().max()) for name in one.weights)
+
+
+def test_training_changes_the_policy_and_records_its_staleness(undisturbed: Trained, small_run: TrainConfig) -> None:
+    rows = undisturbed.run.rows()
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert [row["staleness"] for row in rows] == [0, 1, 1, 1]
+    assert any(row["informative"] > 0 for row in rows)
+    assert len({row["loss"] for row in rows}) > 1
+
+
+@pytest.mark.parametrize(("actors", "learners"), [(1, 0), (2, 1)])
+def test_number_of_processes_does_not_matter(
+    actors: int, learners: int, undisturbed: Trained, small_run: TrainConfig, tmp_path: Path
+) -> None:
+    config = with_overrides(small_run, {"actors.count": actors, "learners.count": learners})
+    assert largest_difference(run_training(config, tmp_path / "run"), undisturbed) <= 1e-6
+
+
+def test_another_seed_gives_another_policy(undisturbed: Trained, small_run: TrainConfig, tmp_path: Path) -> None:
+    other = run_training(with_overrides(small_run, {"run.seed": 1}), tmp_path / "run")
+    assert largest_difference(other, undisturbed) > 1e-3
+
+
+def test_killed_rollout_actor_loses_nothing(
+    undisturbed: Trained, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``kill -9`` of one of two actors while its tasks of the next step are in flight."""
+    step_before_kill = CPO.training_step
+    killed: list[int] = []
+
+    def step_then_kill(algorithm: CPO) -> None:
+        step_before_kill(algorithm)
+        if algorithm.finished_steps == 2 and not killed:
+            pids = algorithm.env_runner_group.foreach_env_runner(lambda runner: os.getpid(), local_env_runner=False)
+            os.kill(pids[0], signal.SIGKILL)
+            killed.append(pids[0])
+
+    monkeypatch.setattr(CPO, "training_step", step_then_kill)
+    trained = run_training(with_overrides(small_run, {"actors.count": 2}), tmp_path / "run")
+    assert killed
+    assert trained.run.rows()[-1]["lost_actors"] == 1
+    assert largest_difference(trained, undisturbed) <= 1e-6
+
+
+def test_resume_after_kill_of_the_driver_repeats_the_uninterrupted_losses(
+    undisturbed: Trained, small_run: TrainConfig, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "tests.integration.slow_driver", str(folder), small_run.model_dump_json()]
+    driver = subprocess.Popen(command, start_new_session=True)
+    run = RunDirectory(folder)
+    deadline = time.monotonic() + 120
+    while run.newest_checkpoint() is None or len(run.rows()) < 3:
+        assert driver.poll() is None, "the driver ended by itself"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert len(run.rows()) < 4
+    resumed, config = RunDirectory.resume(folder)
+    trained = finished(train(config, resumed, lambda row: None, resume=True), resumed)
+    assert trained.losses == undisturbed.losses
+    assert largest_difference(trained, undisturbed) <= 1e-6
