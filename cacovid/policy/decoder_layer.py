@@ -6,9 +6,9 @@ Shape legend: B batch, L prompt columns, P position rows, D width.
 import copy
 import importlib
 import json
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -46,11 +46,12 @@ class LayerSpec(Section):
 class NonCausalLayer(nn.Module):
     """One decoder layer with its rotary embedding, every column attending to every real column."""
 
-    def __init__(self, layer: nn.Module, rotary: nn.Module, spec: LayerSpec) -> None:
+    def __init__(self, layer: nn.Module, spec: LayerSpec) -> None:
         super().__init__()
         self.layer = layer
-        self.rotary = rotary
         self.spec = spec
+        self.rotary: nn.Module = _transformers_class(spec.model_type, "RotaryEmbedding")(config=_text_config(spec))
+        self._frequencies = {name: buffer.clone() for name, buffer in self.rotary.named_buffers()}
         self._multimodal = _family(spec.model_type).multimodal_positions
         attention = layer.self_attn
         # The layer's own config decides the kernel; without a mask `is_causal` decides the direction.
@@ -59,32 +60,31 @@ class NonCausalLayer(nn.Module):
 
     @classmethod
     def from_language_model(cls, text_model: nn.Module) -> "NonCausalLayer":
-        """A float32 copy of ``text_model.layers[0]`` with ``text_model.rotary_emb`` and ``text_model.config``.
+        """A float32 copy of ``text_model.layers[0]``, to be run as ``text_model.config`` says.
 
         Raises UserError when the text model's type is none of the known ones.
         """
         config: Any = text_model.config
         _family(config.model_type)
-        spec = LayerSpec(model_type=config.model_type, text_config=json.loads(config.to_json_string(use_diff=False)))
+        fields: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+        fields.pop("_name_or_path", None)  # a saved policy tells nobody's folders
+        spec = LayerSpec(model_type=config.model_type, text_config=fields)
         layers: Any = text_model.layers
-        rotary: Any = text_model.rotary_emb
-        made = cls(copy.deepcopy(layers[0]), copy.deepcopy(rotary), spec)
-        return made.float().requires_grad_(True)
+        layer: nn.Module = copy.deepcopy(layers[0]).float().requires_grad_(True)
+        return cls(layer, spec).to(next(layer.parameters()).device)
 
     @classmethod
     def from_spec(cls, spec: LayerSpec) -> "NonCausalLayer":
         """A layer of the same shape with random weights (drawn from torch's global generator)."""
-        family = _family(spec.model_type)
-        # Vision code that transformers imports along the way needs torchvision.
-        mend_torchvision()
-        from transformers import CONFIG_MAPPING
+        layer = _transformers_class(spec.model_type, "DecoderLayer")(_text_config(spec), layer_idx=0)
+        return cls(layer.float(), spec)
 
-        config = CONFIG_MAPPING[spec.model_type].from_dict(dict(spec.text_config))
-        config._attn_implementation = "sdpa"
-        module = importlib.import_module(family.module)
-        layer = getattr(module, f"{family.prefix}DecoderLayer")(config, layer_idx=0)
-        rotary = getattr(module, f"{family.prefix}RotaryEmbedding")(config=config)
-        return cls(layer, rotary, spec).float()
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "NonCausalLayer":
+        """Move or cast, but keep the rotary frequencies in float32: half precision ruins far positions."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in list(self.rotary.named_buffers()):
+            setattr(self.rotary, name, self._frequencies[name].to(buffer.device))
+        return self
 
     def forward(self, hidden: Tensor, position_ids: Tensor, mask: Tensor) -> Tensor:
         """(B, L, D) hidden states after the layer.
@@ -102,6 +102,21 @@ class NonCausalLayer(nn.Module):
         return output
 
 
+def _text_config(spec: LayerSpec) -> Any:  # noqa: ANN401 - transformers has no types
+    """The text config of ``spec``; torchvision first, which vision code imported along the way needs."""
+    mend_torchvision()
+    from transformers import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[spec.model_type].from_dict(dict(spec.text_config))
+
+
+def _transformers_class(model_type: str, suffix: str) -> Any:  # noqa: ANN401 - transformers has no types
+    """The family's DecoderLayer or RotaryEmbedding class."""
+    family = _family(model_type)
+    mend_torchvision()
+    return getattr(importlib.import_module(family.module), family.prefix + suffix)
+
+
 def _family(model_type: str) -> _Family:
     if model_type not in _FAMILIES:
         raise UserError(
@@ -109,13 +124,3 @@ def _family(model_type: str) -> _Family:
             "use policy.kind='late' or see docs/new-backbone.md"
         )
     return _FAMILIES[model_type]
-
-
-def known_layer_types() -> list[str]:
-    """The text model types whose first layer policy 'paper' can take."""
-    return sorted(_FAMILIES)
-
-
-def uses_full_attention(layer: NonCausalLayer) -> bool:
-    """Whether the wrapped attention module really runs non-causally (for tests and audits)."""
-    return not torch.as_tensor(layer.layer.self_attn.is_causal).item()  # type: ignore[union-attr]

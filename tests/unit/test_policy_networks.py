@@ -232,6 +232,23 @@ def test_frozen_half_precision_layers_become_trainable_float32():
     assert all(p.requires_grad and p.dtype == torch.float32 for p in layer.parameters())
 
 
+def test_half_precision_keeps_the_rotary_frequencies_of_far_positions():
+    model = tiny_text_model("qwen2")
+    exact = NonCausalLayer.from_language_model(model)
+    layer = NonCausalLayer.from_language_model(model.bfloat16()).bfloat16()
+    positions = torch.tensor([[6000]])
+    for ours, theirs in zip(
+        layer.rotary(torch.zeros(1), positions), exact.rotary(torch.zeros(1), positions), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_saved_layers_name_no_folder():
+    model = tiny_text_model("qwen2")
+    model.config._name_or_path = "/somebody/models"
+    assert "/somebody" not in NonCausalLayer.from_language_model(model).spec.model_dump_json()
+
+
 def test_layers_survive_pickling():
     layer = tiny_layer("qwen3").eval()
     again = pickle.loads(pickle.dumps(layer))
