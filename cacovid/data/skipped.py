@@ -16,18 +16,21 @@ class SkippedItems:
     already there are known, and ``met`` and ``skipped`` go on from the checkpoint's counts.
 
     Args:
-        path: the JSON lines file; it is made with the first skipped item.
+        path: the JSON lines file, made with the first skipped item; None writes nothing.
         max_share: largest share of skipped among met items, 0 to 1.
         met: items met before (from a checkpoint).
         skipped: of those, the skipped ones.
     """
 
-    def __init__(self, path: str | os.PathLike[str], max_share: float = 1.0, *, met: int = 0, skipped: int = 0) -> None:
-        self.path = Path(path)
+    def __init__(
+        self, path: str | os.PathLike[str] | None, max_share: float = 1.0, *, met: int = 0, skipped: int = 0
+    ) -> None:
+        self.path = None if path is None else Path(path)
         self.max_share = max_share
         self.met = met
         self.skipped = skipped
-        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
+        self.reasons: dict[str, str] = {}  # by item id, of those set aside by this object
+        text = self.path.read_text(encoding="utf-8") if self.path is not None and self.path.is_file() else ""
         self._written = _known_ids(text)
         self._cut = bool(text) and not text.endswith("\n")  # by a kill in mid-line
 
@@ -44,7 +47,8 @@ class SkippedItems:
         """
         self.met += 1
         self.skipped += 1
-        if item_id not in self._written:
+        self.reasons[item_id] = reason
+        if self.path is not None and item_id not in self._written:
             self._written.add(item_id)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
@@ -65,9 +69,11 @@ class SkippedItems:
 
     def _judge(self) -> None:
         if self.skipped > self.max_share * self.met:
+            last = next(reversed(self.reasons.values()), "see the run before")
+            where = f"the last one: {last}" if self.path is None else f"the reasons are in {self.path}"
             raise UserError(
                 f"{self.skipped} of {self.met} items were unusable, more than the allowed share {self.max_share:g}; "
-                f"the reasons are in {self.path}: mend the items or raise data.max_skipped"
+                f"{where}: mend the items or raise data.max_skipped"
             )
 
 

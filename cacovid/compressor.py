@@ -1,0 +1,235 @@
+"""Compress a video for a question: the library's front door.
+
+    compressor = Compressor.from_pretrained("runs/demo/policy")
+    clip = compressor("clip.mp4", "what color is the ring object?", retention=0.1)
+    print(clip.answer(), len(clip.kept), "of", clip.encoded.grid.tokens)
+
+Shape legend: N video tokens, T frames (temporal steps), k retained tokens, F decoded frames.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from cacovid.config import ModelConfig, SelectionConfig
+from cacovid.data.prompting import format_prompt, option_letters
+from cacovid.data.video import MAX_PIXELS, DecodedVideo, read_frames
+from cacovid.errors import UserError
+from cacovid.evaluation.drawing import draw_kept_tokens
+from cacovid.models.adapter import VideoLLM
+from cacovid.models.encoded import Encoded
+from cacovid.models.loading import load_video_llm
+from cacovid.policy.base import CompressionPolicy, PolicyMetadata
+from cacovid.records import ProblemType, VideoQuestion
+from cacovid.selection import budget, select_tokens
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall-clock seconds of one compression."""
+
+    decode: float  # reading frames from the file; 0 for frames given
+    encode: float  # processor, vision tower and projector
+    policy: float  # scoring and selecting tokens
+
+
+@dataclass(frozen=True, eq=False)
+class CompressedVideo:
+    """One question with the video tokens retained for it, ready to be answered."""
+
+    video: DecodedVideo  # the F sampled frames with their times
+    question: str
+    options: tuple[str, ...]
+    encoded: Encoded  # the whole prompt with all N video tokens
+    kept: Tensor  # (k,) int64 ascending retained token indices, on the CPU
+    token_scores: Tensor  # (N,) float32 keep minus drop, on the CPU
+    frame_scores: Tensor  # (T,) float32
+    retention: float
+    timings: Timings
+    video_llm: VideoLLM
+
+    def answer(self, *, all_tokens: bool = False, max_new_tokens: int | None = None) -> str:
+        """The Video-LLM's answer from the retained (or from all) video tokens.
+
+        With options it is the letter of the likeliest one, read off the prefill; without, a greedy
+        continuation of at most ``max_new_tokens`` (default: the model configuration's).
+        """
+        config = self.video_llm.config
+        keep = self._keep(all_tokens)
+        if not self.options:
+            longest = config.max_new_tokens if max_new_tokens is None else max_new_tokens
+            return self.video_llm.generate(self.encoded, keep, max_new_tokens=longest, positions=config.positions)[0]
+        letters = option_letters(len(self.options))
+        logits = self.video_llm.first_logits(self.encoded, keep, positions=config.positions)[0]
+        return letters[int(logits[self.video_llm.option_tokens(letters)].argmax())]
+
+    def prefill_seconds(self, *, all_tokens: bool = False, repeats: int = 3) -> float:
+        """Median time of the language model's pass over the prompt, after one warm-up."""
+        keep = self._keep(all_tokens)
+        times = []
+        for _ in range(repeats + 1):
+            started = _now(self.video_llm.device)
+            self.video_llm.first_logits(self.encoded, keep, positions=self.video_llm.config.positions)
+            times.append(_now(self.video_llm.device) - started)
+        return sorted(times[1:])[repeats // 2]
+
+    def prompt_tokens(self, *, all_tokens: bool = False) -> int:
+        """Length of the prompt that the language model reads: text and video tokens."""
+        return self.encoded.text_length + self._keep(all_tokens).shape[1]
+
+    def kept_per_frame(self) -> Tensor:
+        """(T,) int64 retained tokens of each temporal step."""
+        grid = self.encoded.grid
+        return torch.bincount(self.kept // grid.per_frame, minlength=grid.frames)
+
+    def draw(self, lines: Sequence[str] = ()) -> Image:
+        """The retained tokens over the frames, with ``lines`` of text above."""
+        return draw_kept_tokens(
+            self.video.frames, self.encoded.grid, self.kept, timestamps=self.video.timestamps, lines=lines
+        )
+
+    def _keep(self, all_tokens: bool) -> Tensor:
+        """(1, k) or (1, N) indices on the model's device."""
+        kept = torch.arange(self.encoded.grid.tokens) if all_tokens else self.kept
+        return kept[None].to(self.video_llm.device)
+
+
+class Compressor:
+    """A frozen Video-LLM with a trained compression policy.
+
+    Args:
+        policy: in evaluation mode; it is moved to the model's device.
+        video_llm: the model that the policy was trained for.
+        selection: which tokens are retained; None takes the rule the policy was saved with.
+        instruction: line appended to multiple-choice prompts; None takes the policy's.
+        max_pixels: larger frames are refused.
+
+    Raises:
+        UserError: the policy belongs to another model.
+    """
+
+    def __init__(
+        self,
+        policy: CompressionPolicy,
+        video_llm: VideoLLM,
+        *,
+        selection: SelectionConfig | None = None,
+        instruction: str | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        policy.check_model(video_llm.fingerprint, video_llm.hidden_size)
+        self.policy = policy.to(video_llm.device).eval()
+        self.video_llm = video_llm
+        self.selection = policy.metadata.selection if selection is None else selection
+        self.instruction = policy.metadata.instruction if instruction is None else instruction
+        self.max_pixels = max_pixels
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        policy: str | os.PathLike[str],
+        model: str | ModelConfig | None = None,
+        *,
+        selection: SelectionConfig | None = None,
+    ) -> Self:
+        """Load a policy folder and its Video-LLM.
+
+        Args:
+            policy: the ``policy`` folder of a training run.
+            model: 'embedded', a local folder or a hub id, read with the policy's own frame count and
+                positions; a :class:`ModelConfig` for full control; None takes the model that the
+                policy was trained with.
+            selection: rule that retains tokens; None takes the policy's.
+
+        Raises:
+            UserError: nothing to load there, or the policy belongs to another model.
+        """
+        trained = CompressionPolicy.from_pretrained(os.fspath(policy))
+        config = model if isinstance(model, ModelConfig) else model_config_for(trained.metadata, model)
+        return cls(trained, load_video_llm(config), selection=selection)
+
+    def __call__(
+        self,
+        video: str | os.PathLike[str] | DecodedVideo,
+        question: str,
+        retention: float = 0.1,
+        *,
+        options: Sequence[str] = (),
+        num_frames: int | None = None,
+    ) -> CompressedVideo:
+        """Read the video and retain ``max(1, floor(retention * N))`` of its tokens for ``question``.
+
+        Args:
+            video: any file that PyAV decodes, or frames already decoded.
+            question: without options.
+            retention: share of video tokens to keep, in (0, 1].
+            options: option texts without letters, for multiple choice.
+            num_frames: frames to sample from a file; None takes the model configuration's.
+
+        Raises:
+            BadItem: the video cannot be read.
+            UserError: an empty question, a single option, a ratio outside (0, 1].
+        """
+        budget(retention, 1)  # refuses a bad ratio before any work
+        prompt = self._prompt(question, tuple(options))
+        started = time.perf_counter()
+        if isinstance(video, DecodedVideo):
+            decoded, decode_s = video, 0.0
+        else:
+            decoded = read_frames(video, num_frames or self.video_llm.config.num_frames, self.max_pixels)
+            decode_s = time.perf_counter() - started
+        device = self.video_llm.device
+        started = _now(device)
+        encoded = self.video_llm.encode(decoded.frames, prompt, fps=decoded.fps)
+        encoded_at = _now(device)
+        output = self.policy.evaluate([encoded.policy_input()])
+        token_scores, frame_scores = output.token_scores[0].float().cpu(), output.frame_scores[0].float().cpu()
+        kept = select_tokens(token_scores, frame_scores, encoded.grid, retention, self.selection)
+        return CompressedVideo(
+            video=decoded,
+            question=question,
+            options=tuple(options),
+            encoded=encoded,
+            kept=kept,
+            token_scores=token_scores,
+            frame_scores=frame_scores,
+            retention=retention,
+            timings=Timings(decode_s, encoded_at - started, _now(device) - encoded_at),
+            video_llm=self.video_llm,
+        )
+
+    def _prompt(self, question: str, options: tuple[str, ...]) -> str:
+        if not question.strip():
+            raise UserError("the question is empty: ask something about the video")
+        if len(options) == 1:
+            raise UserError(f"one option ({options[0]!r}) leaves no choice: give two or more, or none")
+        problem_type: ProblemType = "multiple choice" if options else "free-form"
+        item = VideoQuestion("", "", question, options, "", problem_type, "")
+        return format_prompt(item, self.instruction)
+
+
+def model_config_for(
+    metadata: PolicyMetadata, model: str | None = None, *, num_frames: int | None = None
+) -> ModelConfig:
+    """How to load the Video-LLM that a policy compresses for: ``model``, else the one it was trained with.
+
+    Raises:
+        UserError: the policy names no model and none is given.
+    """
+    path = metadata.model_path if model is None else model
+    if not path:
+        raise UserError("the policy does not say which model it was trained with: name it (--model)")
+    return ModelConfig(path=path, num_frames=num_frames or metadata.num_frames, positions=metadata.positions)
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, with all work queued on a GPU finished."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

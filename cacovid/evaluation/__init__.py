@@ -1,0 +1,1 @@
+"""Selection methods side by side: accuracy, evidence recall and question-awareness."""

@@ -1,0 +1,68 @@
+"""The paper's blind test: questions that are answered right without the video carry no signal.
+
+Source: Ma et al., training setting; such items are dropped before training.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from cacovid.data.prompting import format_prompt
+from cacovid.errors import BadItem
+from cacovid.models.adapter import VideoLLM
+from cacovid.records import VideoQuestion
+from cacovid.scoring import score
+
+
+@dataclass(frozen=True)
+class BlindOutcome:
+    """Which questions need their video."""
+
+    needed: tuple[VideoQuestion, ...]  # answered wrong without the video
+    guessed: tuple[VideoQuestion, ...]  # answered right without it
+    unusable: tuple[tuple[VideoQuestion, str], ...]  # with the reason
+
+
+def blind_test(
+    video_llm: VideoLLM,
+    items: Sequence[VideoQuestion],
+    *,
+    instruction: str = "",
+    right_from: float = 1.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> BlindOutcome:
+    """Ask every question without its video.
+
+    Args:
+        instruction: line appended to multiple-choice prompts.
+        right_from: reward from which an answer counts as right; below 1 for graded problem types.
+        progress: called with questions done and in all.
+    """
+    needed: list[VideoQuestion] = []
+    guessed: list[VideoQuestion] = []
+    unusable: list[tuple[VideoQuestion, str]] = []
+    for done, item in enumerate(items, start=1):
+        try:
+            reward = blind_reward(video_llm, item, instruction)
+        except BadItem as error:
+            unusable.append((item, str(error)))
+        else:
+            (guessed if reward >= right_from else needed).append(item)
+        if progress is not None:
+            progress(done, len(items))
+    return BlindOutcome(tuple(needed), tuple(guessed), tuple(unusable))
+
+
+def blind_reward(video_llm: VideoLLM, item: VideoQuestion, instruction: str = "") -> float:
+    """Reward of the answer to the question's text alone.
+
+    Raises:
+        BadItem: the item's answer cannot be used.
+    """
+    content = [{"type": "text", "text": format_prompt(item, instruction)}]
+    encoded = video_llm.encode_chat([{"role": "user", "content": content}], [])
+    nothing = torch.empty(1, 0, dtype=torch.long, device=video_llm.device)
+    config = video_llm.config
+    scores = score(video_llm, encoded, item, nothing, config.max_new_tokens, config.positions)
+    return float(scores.reward[0])

@@ -1,0 +1,86 @@
+"""``cacovid compress``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cluster.commands.shared import policy_folder
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from cacovid.compressor import CompressedVideo
+
+
+def compress(
+    video: Annotated[Path, typer.Argument(help="any video file")],
+    question: Annotated[str, typer.Option(help="what to ask, without options")],
+    policy: Annotated[Path, typer.Option(help="policy or run folder")],
+    retention: Annotated[float, typer.Option(help="share of video tokens to keep, in (0, 1]")] = 0.1,
+    option: Annotated[list[str] | None, typer.Option(help="an option's text, repeatable: multiple choice")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="'embedded', a folder or a hub id; without it the policy's model")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="frames to sample; without it as in the policy's training")
+    ] = None,
+    rule: Annotated[
+        str | None, typer.Option(help="global, half-uniform or frame-budgets; without it the policy's own")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="longest answer without options")] = 64,
+    out: Annotated[Path, typer.Option(help="picture of the kept tokens (PNG)")] = Path("compressed.png"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the picture if it exists")] = False,
+) -> None:
+    """Answer a question from the compressed and from all video tokens, and draw what was kept."""
+    from rich.console import Console
+
+    from cacovid.compressor import Compressor
+    from cacovid.errors import UserError
+    from cacovid.evaluation.drawing import save_image
+    from cluster.evaluation import selection_rule
+
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out {out} is no PNG file: give a name that ends in .png")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} exists: choose another --out, or add --overwrite")
+    selection = None if rule is None else selection_rule(rule)
+    compressor = Compressor.from_pretrained(policy_folder(policy), model, selection=selection)
+    clip = compressor(video, question, retention, options=option or (), num_frames=frames)
+    answers = [clip.answer(all_tokens=whole, max_new_tokens=max_new_tokens) for whole in (False, True)]
+    prefills = [clip.prefill_seconds(all_tokens=whole) for whole in (False, True)]
+    shown = [_spoken(clip, answer) for answer in answers]
+    kept, total = len(clip.kept), clip.encoded.grid.tokens
+    lines = [
+        " ".join([question, *(f"{chr(65 + place)}. {text}" for place, text in enumerate(clip.options))]),
+        f"{kept} of {total} video tokens kept ({100 * kept / total:.1f} %). "
+        f"Answer from these: {shown[0]}. From all: {shown[1]}.",
+    ]
+    save_image(clip.draw(lines), out)
+    console = Console()
+    console.print(_table(clip, shown, prefills))
+    console.print(f"wrote {out}", highlight=False, soft_wrap=True)
+
+
+def _spoken(clip: "CompressedVideo", answer: str) -> str:
+    """The option's letter with its text, or the generated text."""
+    return f"{answer}. {clip.options[ord(answer) - ord('A')]}" if clip.options else answer
+
+
+def _table(clip: "CompressedVideo", answers: list[str], prefills: list[float]) -> "Table":
+    from rich.markup import escape
+    from rich.table import Table
+
+    grid, timings = clip.encoded.grid, clip.timings
+    table = Table(title=escape(clip.question))
+    for name in ("", "compressed", "all tokens"):
+        table.add_column(name, justify="left" if not name else "right")
+    table.add_row("answer", *(escape(answer) for answer in answers))
+    table.add_row("video tokens", f"{len(clip.kept)} ({100 * len(clip.kept) / grid.tokens:.1f} %)", str(grid.tokens))
+    table.add_row("prompt tokens", *(str(clip.prompt_tokens(all_tokens=whole)) for whole in (False, True)))
+    table.add_row("prefill", *(f"{1000 * seconds:.1f} ms" for seconds in prefills))
+    table.add_row("policy", f"{1000 * timings.policy:.1f} ms", "-")
+    table.add_row("encode (tower, projector)", *[f"{1000 * timings.encode:.1f} ms"] * 2)
+    table.add_row("decode", *[f"{1000 * timings.decode:.1f} ms"] * 2)
+    table.add_row("frames x rows x columns", f"{grid.frames} x {grid.rows} x {grid.columns}", "")
+    return table

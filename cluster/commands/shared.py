@@ -1,0 +1,69 @@
+"""What several commands do with their arguments."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cacovid.errors import UserError
+
+if TYPE_CHECKING:
+    from cacovid.records import VideoQuestion
+
+
+def numbers(text: str, option: str) -> list[float]:
+    """``"1,0.25"`` -> ``[1.0, 0.25]``. Raises UserError for anything else."""
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise UserError(f"{option} {text!r} is no list of numbers: write e.g. {option} 0.25,0.1") from None
+
+
+def names(text: str) -> list[str]:
+    """``"policy, random"`` -> ``["policy", "random"]``."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def labelled_policies(arguments: list[str]) -> dict[str, Path]:
+    """``LABEL=DIR`` or ``DIR`` (label 'policy') into folders that hold a policy.
+
+    Raises:
+        UserError: a label given twice.
+    """
+    folders: dict[str, Path] = {}
+    for argument in arguments:
+        label, equals, folder = argument.partition("=")
+        if not equals or not label or "/" in label:
+            label, folder = "policy", argument
+        if label in folders:
+            raise UserError(f"two policies are called {label!r}: label each as LABEL=DIR")
+        folders[label] = policy_folder(Path(folder))
+    return folders
+
+
+def policy_folder(path: Path) -> Path:
+    """``path`` itself, or the ``policy`` folder inside it where ``path`` is a whole run."""
+    return path / "policy" if not (path / "policy.json").is_file() and (path / "policy").is_dir() else path
+
+
+def output_folder(path: Path, overwrite: bool) -> Path:
+    """Make ``path``, which must be empty unless its files may be replaced.
+
+    Raises:
+        UserError: the folder holds something, or cannot be made.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file: choose a folder with --out")
+    if path.exists() and any(path.iterdir()) and not overwrite:
+        raise UserError(f"output directory {path} is in use: choose another with --out, or add --overwrite")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
+    return path
+
+
+def first_clips(items: "list[VideoQuestion]", count: int | None) -> "list[VideoQuestion]":
+    """The questions about the first ``count`` different videos, those about one video side by side."""
+    by_video: dict[str, list[VideoQuestion]] = {}
+    for item in items:
+        by_video.setdefault(item.video, []).append(item)
+    return [item for video in list(by_video)[:count] for item in by_video[video]]
