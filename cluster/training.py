@@ -63,7 +63,7 @@ def connect(address: str | None) -> bool:
     Raises:
         UserError: There is no cluster at ``address``.
     """
-    for name in ("ray.rllib", "ray.tune", "DeepSpeed"):
+    for name in ("ray.rllib", "ray.tune", "ray._common.deprecation", "DeepSpeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
         return False

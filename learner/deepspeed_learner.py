@@ -120,6 +120,4 @@ class DeepSpeedLearner(TorchLearner):  # type: ignore[misc]
         self._newest_weights = self.policy_engine.weights()
 
     def shutdown(self) -> None:
-        """Leave the process group."""
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        """Nothing: an actor ends with its process; a driver keeps its group of one, which DeepSpeed remembers."""

@@ -45,5 +45,5 @@ def test_too_many_broken_videos_stop_the_run(
     config = with_overrides(
         small_run, {"data.train": str(spoiled(table, tmp_path / "data", 12)), "run.steps": 6, "data.max_skipped": 0.1}
     )
-    with pytest.raises(UserError, match="raise data.max_skipped"):
+    with pytest.raises(UserError, match=r"raise data\.max_skipped"):
         run_training(config, tmp_path / "run")

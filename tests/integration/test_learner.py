@@ -3,9 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
-import torch.distributed as dist
-
 from cacovid.config import TrainConfig
 from cacovid.config_files import with_overrides
 from cacovid.errors import UserError
@@ -83,7 +80,7 @@ def test_checkpoint_of_another_placement_is_refused(policy_files: PolicyFiles, t
     group.save_to_path(tmp_path)
     group.shutdown()
     other = start(policy_files, 0, 2)
-    with pytest.raises(UserError, match="written by 1 learner.s. at ZeRO stage 1, this run has 1 at stage 2"):
+    with pytest.raises(UserError, match=r"written by 1 learner\(s\) at ZeRO stage 1, this run has 1 at stage 2"):
         other.restore_from_path(tmp_path)
     other.shutdown()
 
@@ -97,9 +94,3 @@ def test_shards_cover_all_records_and_none_is_empty(records: list[RolloutRecord]
     shards = [shard for shard, _ in RecordData(records=list(records[:2])).shard(3)]
     assert [shard.spare for shard in shards] == [False, False, True]
     assert all(shard.records and shard.global_count == 2 for shard in shards)
-
-
-def test_process_group_is_left_after_shutdown(policy_files: PolicyFiles) -> None:
-    start(policy_files, 0, 0).shutdown()
-    assert not dist.is_initialized()
-    assert torch.is_grad_enabled()
