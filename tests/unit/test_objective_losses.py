@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -61,7 +62,7 @@ def slow_clipped_units(new, old, masks, advantages, config, weighted) -> float:
         for unit, kept in enumerate(mask):
             now = torch.log_softmax(new[unit].double(), dim=0)[int(kept)]
             before = torch.log_softmax(old[unit].double(), dim=0)[int(kept)]
-            ratio = math.exp(float(now - before))
+            ratio = math.exp((now - before).item())
             clipped = min(max(ratio, 1 - config.eps_low), 1 + config.eps_high)
             weight = ((1 - mean) if kept else mean) if weighted else 1.0
             terms += weight * -min(ratio * advantage, clipped * advantage)
@@ -83,7 +84,7 @@ def slow_clipped(new: PolicyOutput, record: RolloutRecord, iterations: int, conf
         new.frame_logits[0], record.old_frame_logits, *map(list, zip(*frames, strict=True)), config, False
     )
     keep = torch.softmax(new.token_logits[0], dim=-1)
-    kl = sum(float(p) * math.log(2 * float(p)) for p in keep.flatten()) / GRID.tokens
+    kl = sum(p * math.log(2 * p) for p in keep.flatten().tolist()) / GRID.tokens
     return loss + config.uniform_kl * kl
 
 
@@ -129,12 +130,12 @@ def test_a_batch_sums_its_records(kind):
         batch_loss(PolicyOutput(*(part[i : i + 1] for part in output)), [record], 3, CONFIGS[kind])
         for i, record in enumerate(RECORDS)
     ]
-    assert float(together.loss) == pytest.approx(sum(float(one.loss) for one in alone))
+    assert together.loss.item() == pytest.approx(sum(one.loss.item() for one in alone))
     added = sum((one.metric_sums() for one in alone), MetricSums({}, 0))
     assert added.count == together.count == 4
     assert added.means() == pytest.approx(together.metric_sums().means())
     assert together.metrics["informative"] == 3
-    assert together.metrics["loss"] == pytest.approx(float(together.loss))
+    assert together.metrics["loss"] == pytest.approx(together.loss.item())
 
 
 @pytest.mark.parametrize("kind", ["credit", "clipped"])
@@ -153,7 +154,7 @@ def test_uninformative_records_have_no_loss_and_no_gradient(kind):
     output = logits([record])
     result = batch_loss(output, [record], 3, CONFIGS[kind])
     result.loss.backward()
-    assert float(result.loss) == 0
+    assert result.loss.item() == 0
     assert result.count == 1
     assert output.token_logits.grad.eq(0).all()
 
@@ -162,6 +163,8 @@ def test_uninformative_records_have_no_loss_and_no_gradient(kind):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_saturated_logits_leave_finite_losses_and_gradients(kind, dtype):
     record = make_record(6)
+    saturated = 1000 * torch.randn(GRID.tokens, 2, generator=generator("near"))
+    record = dataclasses.replace(record, old_token_logits=saturated)
     tokens = (1000 * torch.randn(1, GRID.tokens, 2, generator=generator("far"))).to(dtype).requires_grad_()
     frames = torch.zeros(1, GRID.frames, 2, dtype=dtype, requires_grad=True)
     batch_loss(PolicyOutput(tokens, frames), [record], 3, CONFIGS[kind]).loss.backward()
@@ -201,7 +204,7 @@ def test_combinations_that_keep_everything_teach_nothing_but_do_no_harm():
     for config in CONFIGS.values():
         result = batch_loss(logits([record]), [record], 1, config)
         assert result.metrics["token_loss"] == 0
-        assert math.isfinite(float(result.loss))
+        assert math.isfinite(result.loss.item())
 
 
 def test_metrics_of_unlike_losses_do_not_add_up():
