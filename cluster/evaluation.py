@@ -19,7 +19,7 @@ from cacovid.embedded.splits import split_seeds
 from cacovid.errors import UserError
 from cacovid.evaluation.evaluate import check_retentions, evaluate
 from cacovid.evaluation.reader import ItemReader
-from cacovid.evaluation.registry import KNOWN, POLICY, UNTRAINED, build_methods, check_names
+from cacovid.evaluation.registry import KNOWN, POLICY, UNTRAINED, build_methods, check_names, check_needs
 from cacovid.evaluation.report import write_report
 from cacovid.evaluation.result import EvaluationResult
 from cacovid.models.loading import load_video_llm
@@ -28,6 +28,7 @@ from cacovid.records import VideoQuestion
 from cluster.commands.shared import first_clips, output_folder
 
 EMBEDDED_CLIPS = 250
+SKIPPED = "skipped-evaluation.jsonl"  # beside a run's own skipped.jsonl where both share a folder
 LINES = 10  # progress lines where there is no terminal
 
 
@@ -61,12 +62,13 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationResult:
         check_names(request.methods)
     selection = None if request.rule is None else selection_rule(request.rule)
     policies = {label: CompressionPolicy.from_pretrained(folder) for label, folder in request.policies.items()}
-    reader = _reader(request, policies)
     folder = output_folder(request.out, request.overwrite)
-    (folder / "skipped.jsonl").unlink(missing_ok=True)
-    skipped = SkippedItems(folder / "skipped.jsonl", request.max_skipped)
+    (folder / SKIPPED).unlink(missing_ok=True)
+    skipped = SkippedItems(folder / SKIPPED, request.max_skipped)
     items = _items(request, folder, skipped)
     names = request.methods or _possible_methods(bool(policies), items)
+    check_needs(names, with_policy=bool(policies), items=items)
+    reader = _reader(request, policies)
     methods = build_methods(names, policies, reader.video_llm, seed=request.seed, selection=selection)
     console = Console()
     with _progress(console) as advance:

@@ -9,6 +9,7 @@ from torch.nn.functional import normalize
 
 from cacovid.errors import UserError
 from cacovid.evaluation.methods import EvaluationCase
+from cacovid.records import VideoQuestion
 from cacovid.selection import spread_evenly
 
 
@@ -80,12 +81,8 @@ class OracleEvidence:
         Raises:
             UserError: the question has no evidence.
         """
+        check_evidence(case.item)
         evidence = torch.tensor(sorted(set(evidence_cells(case))))
-        if not len(evidence):
-            raise UserError(
-                f"method 'oracle' needs evidence, question {case.item.id!r} has none: "
-                "fill the table's column 'evidence' or leave the method out"
-            )
         total, tokens = case.budget(retention), case.input.grid.tokens
         if len(evidence) >= total:
             return evidence[spread_evenly(total, len(evidence))]
@@ -126,6 +123,15 @@ def _farthest_from_neighbour(rows: Tensor, block: int = 1024) -> int:
         similarity[here, here + start] = -torch.inf
         closest[start : start + block] = similarity.amax(dim=1)
     return int(closest.argmin())
+
+
+def check_evidence(item: VideoQuestion) -> None:
+    """Raises UserError for a question without evidence."""
+    if not item.evidence:
+        raise UserError(
+            f"method 'oracle' needs evidence, question {item.id!r} has none: "
+            "fill the table's column 'evidence' or leave the method out"
+        )
 
 
 def evidence_cells(case: EvaluationCase) -> tuple[int, ...]:

@@ -80,7 +80,7 @@ def evaluate(
     if skipped is not None:
         skipped.finish()
     if not totals.full.count:
-        raise UserError(f"none of the {len(items)} questions could be used; see why in skipped.jsonl")
+        raise UserError(f"none of the {len(items)} questions could be used; each was set aside with its reason")
     return _result(reader, methods, ratios, totals, seed, 0 if skipped is None else skipped.skipped)
 
 

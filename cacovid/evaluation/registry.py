@@ -1,14 +1,22 @@
 """Selection methods by name."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cacovid.config import RunConfig, SelectionConfig, TrainConfig
 from cacovid.errors import UserError
-from cacovid.evaluation.baselines import DivPrune, OracleEvidence, RandomTokens, TextCosine, UniformTokens
+from cacovid.evaluation.baselines import (
+    DivPrune,
+    OracleEvidence,
+    RandomTokens,
+    TextCosine,
+    UniformTokens,
+    check_evidence,
+)
 from cacovid.evaluation.methods import PolicyMethod, SelectionMethod
 from cacovid.model_policy import policy_for
 from cacovid.models.adapter import VideoLLM
 from cacovid.policy.base import CompressionPolicy
+from cacovid.records import VideoQuestion
 
 BASELINES: dict[str, Callable[[], SelectionMethod]] = {
     method.name: method for method in (DivPrune, TextCosine, UniformTokens, RandomTokens, OracleEvidence)
@@ -39,15 +47,15 @@ def build_methods(
         UserError: an unknown or repeated name, or a policy that is missing or of another model.
     """
     check_names(names)
+    check_needs(names, with_policy=bool(policies))
     for policy in policies.values():
         policy.check_model(video_llm.fingerprint, video_llm.hidden_size)
+        policy.to(video_llm.device).eval()
     methods: list[SelectionMethod] = []
     for name in names:
         if name in BASELINES:
             methods.append(BASELINES[name]())
             continue
-        if not policies:
-            raise UserError(f"method {name!r} needs a trained policy: give --policy DIR")
         if name == POLICY:
             methods += [
                 PolicyMethod(label, policy, selection or policy.metadata.selection)
@@ -71,6 +79,16 @@ def check_names(names: Sequence[str]) -> None:
             raise UserError(f"unknown method {name!r}: choose of {', '.join(KNOWN)}")
         if names.count(name) > 1:
             raise UserError(f"method {name!r} is given twice: name each once")
+
+
+def check_needs(names: Sequence[str], *, with_policy: bool, items: Iterable[VideoQuestion] = ()) -> None:
+    """Raises UserError for a method that lacks a trained policy, or evidence of any of ``items``."""
+    for name in names:
+        if name in (POLICY, UNTRAINED) and not with_policy:
+            raise UserError(f"method {name!r} needs a trained policy: give --policy DIR")
+        if name == OracleEvidence.name:
+            for item in items:
+                check_evidence(item)
 
 
 def _untrained(

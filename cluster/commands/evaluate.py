@@ -34,7 +34,7 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="of random methods and the untrained policy")] = 0,
     max_skipped: Annotated[float, typer.Option(min=0, max=1, help="stop when a larger share is unusable")] = 0.2,
-    out: Annotated[Path, typer.Option(help="folder of results.json, results.md, results.png, skipped.jsonl")] = Path(
+    out: Annotated[Path, typer.Option(help="folder of results.json, results.md, results.png")] = Path(
         "runs/evaluation"
     ),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the reports that lie in --out")] = False,

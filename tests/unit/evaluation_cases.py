@@ -1,0 +1,48 @@
+"""Made-up encoded questions for tests of selection methods: no model needed."""
+
+import torch
+
+from cacovid.evaluation.methods import EvaluationCase
+from cacovid.models.encoded import Encoded
+from cacovid.records import TokenGrid, VideoQuestion
+
+
+def made_case(
+    features: torch.Tensor,
+    grid: TokenGrid,
+    *,
+    text: torch.Tensor | None = None,
+    pinned: torch.Tensor | None = None,
+    evidence: tuple[int, ...] = (),
+    others: tuple[int, ...] = (),
+    seed: int = 0,
+    item_id: str = "q",
+) -> EvaluationCase:
+    """Video tokens first, then pinned rows, then the text."""
+    tokens, width = features.shape
+    words = torch.ones(2, width) if text is None else text
+    rows = torch.zeros(0, width) if pinned is None else pinned
+    length = tokens + len(rows) + len(words)
+    encoded = Encoded(
+        input_ids=torch.zeros(length, dtype=torch.long),
+        position_ids=torch.arange(length)[None],
+        grid=grid,
+        features=features,
+        video_columns=torch.arange(tokens),
+        text_columns=torch.arange(tokens, length),
+        text_embeds=torch.cat([rows, words]),
+        pinned=rows,
+        pinned_columns=torch.arange(tokens, tokens + len(rows)),
+    )
+    item = VideoQuestion(
+        item_id,
+        "v.mp4",
+        "what?",
+        ("red", "blue"),
+        "A",
+        "multiple choice",
+        "made",
+        evidence=evidence,
+        other_objects=others,
+    )
+    return EvaluationCase(item, encoded, seed)
