@@ -39,6 +39,11 @@ def save_tiny_model(model_type: str, folder: Path, seed: int = 0) -> Path:
     """Write a tiny random model of ``model_type`` and its processor to ``folder``."""
     torch.manual_seed(seed)
     model, processor = BUILDERS[model_type]()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.mul_(5)  # sharp attention: outputs depend visibly on every position and token
+        model.lm_head.weight[processor.tokenizer.eos_token_id] = 0.0  # greedy answers never end by chance
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

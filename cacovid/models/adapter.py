@@ -8,18 +8,17 @@ Shape legend: B combinations, k retained of N video tokens, M pinned rows, R = k
 T frames, D width, V vocabulary.
 """
 
-import copy
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -33,15 +32,6 @@ from cacovid.models.packing import injected_rows, kept_columns, packed_positions
 logger = logging.getLogger(__name__)
 
 Message = Mapping[str, Any]  # of a chat, as transformers' chat templates take them
-
-
-class DecoderLayer(NamedTuple):
-    """Copies of a language model's first layer and of what it needs to run, for the paper's policy."""
-
-    layer: nn.Module  # its attention is set to non-causal
-    rotary: nn.Module  # rotary(hidden, position_ids (B, L) or (3, B, L)) -> position_embeddings
-    text_config: dict[str, Any]
-    model_type: str  # of the language model
 
 
 @dataclass(frozen=True)
@@ -257,28 +247,43 @@ class VideoLLM(ABC):
 
         At most ``config.max_batch_tokens`` prompt tokens (but at least one prompt) share a forward pass.
         """
-        size = max(1, self.config.max_batch_tokens // (encoded.text_length + keep.shape[1]))
         logits = [
-            self.model(**self.pack(encoded, rows, positions), use_cache=False, logits_to_keep=1).logits[:, -1]
-            for rows in keep.split(size)
+            self.model(**self.pack(encoded, rows, positions), use_cache=False, logits_to_keep=1).logits[:count, -1]
+            for rows, count in self._batches(encoded, keep, 0, positions)
         ]
         return logits[0] if len(logits) == 1 else torch.cat(logits)
 
     @torch.inference_mode()
     def answer(self, encoded: Encoded, keep: Tensor, max_new_tokens: int, positions: Positions = "original") -> Answers:
-        """Greedy answers, with cache, for each row of ``keep`` (B, k)."""
-        size = max(1, self.config.max_batch_tokens // (encoded.text_length + keep.shape[1] + max_new_tokens))
+        """Greedy answers for each row of ``keep`` (B, k).
+
+        Always with cache: transformers' ``generate`` drops an all-ones mask, and without cache it would
+        then read gaps in the position ids as the borders of packed sequences.
+        """
         answers: list[tuple[int, ...]] = []
         finished: list[bool] = []
-        for rows in keep.split(size):
+        for rows, count in self._batches(encoded, keep, max_new_tokens, positions):
             prompt = self.pack(encoded, rows, positions)
             output = self.model.generate(**prompt, max_new_tokens=max_new_tokens, use_cache=True)
-            for tokens in output[:, prompt["input_ids"].shape[1] :].tolist():
+            for tokens in output[:count, prompt["input_ids"].shape[1] :].tolist():
                 ends = [index for index, token in enumerate(tokens) if token in self.end_tokens]
                 answers.append(tuple(tokens[: ends[0]] if ends else tokens))
                 finished.append(bool(ends))
         texts = self.processor.tokenizer.batch_decode([list(tokens) for tokens in answers], skip_special_tokens=True)
         return Answers(tuple(text.strip() for text in texts), tuple(answers), tuple(finished))
+
+    def _batches(self, encoded: Encoded, keep: Tensor, new: int, positions: Positions) -> Iterator[tuple[Tensor, int]]:
+        """Parts of ``keep`` that fit one forward pass with ``new`` tokens a row, each with its number of real rows.
+
+        Flash attention takes a single prompt with gaps in its position ids for packed sequences, whatever
+        the mask says, but never a batch: there a lone row is given twice. M-RoPE has no gaps in its text row.
+        """
+        size = max(1, self.config.max_batch_tokens // (encoded.text_length + keep.shape[1] + new))
+        gaps = positions == "original" and encoded.position_ids.shape[0] == 1
+        twice = gaps and self.config.attention == "flash_attention_2"
+        for rows in keep.split(size):
+            lone = twice and rows.shape[0] == 1
+            yield rows.expand(2, -1) if lone else rows, rows.shape[0]
 
     def generate(
         self, encoded: Encoded, keep: Tensor, max_new_tokens: int, positions: Positions = "original"
@@ -301,17 +306,6 @@ class VideoLLM(ABC):
             prompt = self._render([{"role": "user", "content": [{"type": "text", "text": "?"}]}])
             self._option_tokens[key] = option_token_ids(self.processor.tokenizer, prompt, key)
         return self._option_tokens[key]
-
-    def first_decoder_layer(self) -> DecoderLayer:
-        """Trainable copies of the language model's first layer and rotary embedding, for the paper's policy.
-
-        The copied attention is non-causal; called without a mask it sees the whole sequence.
-        """
-        decoder = self.model.get_decoder()
-        layer = copy.deepcopy(decoder.layers[0]).requires_grad_(True)
-        layer.self_attn.is_causal = False
-        text_config = self.model.config.get_text_config()
-        return DecoderLayer(layer, copy.deepcopy(decoder.rotary_emb), text_config.to_dict(), text_config.model_type)
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:  # noqa: ANN401

@@ -1,0 +1,142 @@
+"""Loading, what it refuses, and the small parts below the adapters."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, PreTrainedTokenizerFast
+
+from cacovid.config import ModelConfig
+from cacovid.errors import UserError
+from cacovid.models.loading import FAMILIES, load_video_llm, resolve_device, resolve_dtype, resolve_path
+from cacovid.models.options import option_token_ids
+from tests.tiny_models import BUILDERS, save_tiny_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model("llava_onevision", tmp_path_factory.mktemp("tiny"))
+
+
+def write_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_every_family_has_a_tiny_model() -> None:
+    assert set(FAMILIES) == set(BUILDERS)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "never_heard_of"])
+def test_unknown_model_type_lists_the_known_ones(folder: Path, tmp_path: Path, model_type: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(UserError, match=r"llava_onevision.*qwen3_vl.*docs/new-backbone\.md") as caught:
+        load_video_llm(ModelConfig(path=str(tmp_path)))
+    assert model_type in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["/nowhere/model", "./model", "~/no-such-model", "model", "a/b/c"])
+def test_missing_folder_is_named(path: str) -> None:
+    with pytest.raises(UserError, match=r"does not exist.*hub id"):
+        resolve_path(path)
+
+
+def test_folder_without_configuration_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no config\.json"):
+        resolve_path(str(tmp_path))
+
+
+def test_unreachable_hub_id_says_what_to_give_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise OSError("We couldn't connect to the hub.\nCheckout your internet connection")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", unreachable)
+    with pytest.raises(UserError, match=r"'some/model'.*couldn't connect to the hub\. Give 'embedded', a folder"):
+        load_video_llm(ModelConfig(path="some/model"))
+
+
+def test_missing_weights_are_one_line(tmp_path: Path) -> None:
+    save_tiny_model("llava_onevision", tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="cannot load the model") as caught:
+        load_video_llm(ModelConfig(path=str(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_chat_template_is_named(tmp_path: Path) -> None:
+    save_tiny_model("llava_onevision", tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match=r"chat_template\.jinja"):
+        load_video_llm(ModelConfig(path=str(tmp_path)))
+
+
+def test_device_and_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_dtype("auto", torch.device("cpu")) == torch.float32
+    assert resolve_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+    with pytest.raises(UserError, match="no torch device"):
+        resolve_device("gpu0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto") == torch.device("cpu")
+    with pytest.raises(UserError, match="sees no GPU"):
+        resolve_device("cuda:0")
+
+
+def test_model_is_frozen_and_in_eval_mode(folder: Path) -> None:
+    llm = load_video_llm(ModelConfig(path=str(folder), device="cpu"))
+    assert not llm.model.training
+    assert not any(weight.requires_grad for weight in llm.model.parameters())
+
+
+def test_fingerprint_sees_settings_that_change_the_outputs(folder: Path, tmp_path: Path) -> None:
+    save_tiny_model("llava_onevision", tmp_path)
+    config = ModelConfig(path=str(tmp_path), device="cpu")
+    before = load_video_llm(config).fingerprint
+    assert before == load_video_llm(ModelConfig(path=str(folder), device="cpu")).fingerprint
+    write_config(tmp_path, vision_feature_layer=-2)
+    assert load_video_llm(config).fingerprint != before
+
+
+def test_fingerprint_is_the_same_in_another_process(folder: Path) -> None:
+    code = (
+        "from cacovid.config import ModelConfig; from cacovid.models.loading import load_video_llm\n"
+        f"print(load_video_llm(ModelConfig(path={str(folder)!r}, device='cpu')).fingerprint)"
+    )
+    # A fresh interpreter also shows that torchvision needs no import order from its caller.
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == load_video_llm(ModelConfig(path=str(folder), device="cpu")).fingerprint
+
+
+def test_lone_prompts_are_given_twice_to_flash_attention(folder: Path) -> None:
+    """Its packed-sequence rule, which only batches of one are subject to, would cut at every gap."""
+    llm = load_video_llm(ModelConfig(path=str(folder), device="cpu"))
+    encoded = llm.encode_chat([{"role": "user", "content": [{"type": "text", "text": "what"}]}], [])
+    llm.config = ModelConfig(path=str(folder), attention="flash_attention_2")
+    keep = torch.empty(1, 0, dtype=torch.long)
+    [(rows, count)] = llm._batches(encoded, keep, 0, "original")
+    assert (rows.shape[0], count) == (2, 1)
+    assert llm.first_logits(encoded, keep).shape[0] == 1
+    assert len(llm.answer(encoded, keep, 2).texts) == 1
+    [(rows, count)] = llm._batches(encoded, keep, 0, "contiguous")
+    assert (rows.shape[0], count) == (1, 1)
+
+
+def space_tokenizer(*words: str) -> PreTrainedTokenizerFast:
+    """Words carry their leading space, as in byte-pair and sentence-piece vocabularies."""
+    tokens = ["<unk>", "ASSISTANT:", *words]
+    backend = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+
+
+def test_options_take_the_leading_space_where_the_prompt_ends_without_one() -> None:
+    tokenizer = space_tokenizer("▁A", "▁B", "A", "B")
+    assert option_token_ids(tokenizer, "ASSISTANT:", ("A", "B")) == [2, 3]
+
+
+def test_options_without_a_token_are_refused() -> None:
+    with pytest.raises(UserError, match="letters B have no token"):
+        option_token_ids(space_tokenizer("▁A"), "ASSISTANT:", ("A", "B"))
