@@ -11,6 +11,7 @@ from cacovid.evaluation.baselines import (
     TextCosine,
     UniformTokens,
     check_evidence,
+    question_embedder,
 )
 from cacovid.evaluation.methods import PolicyMethod, SelectionMethod
 from cacovid.model_policy import policy_for
@@ -18,8 +19,12 @@ from cacovid.models.adapter import VideoLLM
 from cacovid.policy.base import CompressionPolicy
 from cacovid.records import VideoQuestion
 
-BASELINES: dict[str, Callable[[], SelectionMethod]] = {
-    method.name: method for method in (DivPrune, TextCosine, UniformTokens, RandomTokens, OracleEvidence)
+BASELINES: dict[str, Callable[[VideoLLM], SelectionMethod]] = {
+    DivPrune.name: lambda _: DivPrune(),
+    TextCosine.name: lambda video_llm: TextCosine(question_embedder(video_llm)),
+    UniformTokens.name: lambda _: UniformTokens(),
+    RandomTokens.name: lambda _: RandomTokens(),
+    OracleEvidence.name: lambda _: OracleEvidence(),
 }
 POLICY, UNTRAINED = "policy", "untrained"
 KNOWN: tuple[str, ...] = (POLICY, UNTRAINED, *BASELINES)
@@ -54,7 +59,7 @@ def build_methods(
     methods: list[SelectionMethod] = []
     for name in names:
         if name in BASELINES:
-            methods.append(BASELINES[name]())
+            methods.append(BASELINES[name](video_llm))
             continue
         if name == POLICY:
             methods += [

@@ -12,17 +12,15 @@ def made_case(
     grid: TokenGrid,
     *,
     text: torch.Tensor | None = None,
-    pinned: torch.Tensor | None = None,
     evidence: tuple[int, ...] = (),
     others: tuple[int, ...] = (),
     seed: int = 0,
     item_id: str = "q",
 ) -> EvaluationCase:
-    """Video tokens first, then pinned rows, then the text."""
+    """Video tokens first, then the text."""
     tokens, width = features.shape
     words = torch.ones(2, width) if text is None else text
-    rows = torch.zeros(0, width) if pinned is None else pinned
-    length = tokens + len(rows) + len(words)
+    length = tokens + len(words)
     encoded = Encoded(
         input_ids=torch.zeros(length, dtype=torch.long),
         position_ids=torch.arange(length)[None],
@@ -30,9 +28,9 @@ def made_case(
         features=features,
         video_columns=torch.arange(tokens),
         text_columns=torch.arange(tokens, length),
-        text_embeds=torch.cat([rows, words]),
-        pinned=rows,
-        pinned_columns=torch.arange(tokens, tokens + len(rows)),
+        text_embeds=words,
+        pinned=torch.zeros(0, width),
+        pinned_columns=torch.zeros(0, dtype=torch.long),
     )
     item = VideoQuestion(
         item_id,
