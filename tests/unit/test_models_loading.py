@@ -4,9 +4,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
@@ -140,3 +143,50 @@ def test_options_take_the_leading_space_where_the_prompt_ends_without_one() -> N
 def test_options_without_a_token_are_refused() -> None:
     with pytest.raises(UserError, match="letters B have no token"):
         option_token_ids(space_tokenizer("▁A"), "ASSISTANT:", ("A", "B"))
+
+
+def test_the_documented_example_of_a_new_family_works(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "new-backbone.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    assert code.count("\n") < 60
+    scope: dict[str, Any] = {}
+    exec(compile(code, "docs/new-backbone.md", "exec"), scope)
+    model, processor = tiny_qwen2_vl()
+    llm = scope["Qwen2VL"](model, processor, ModelConfig())
+    frames = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), dtype=np.uint8)
+    encoded = llm.encode(frames, "what is the colour?")
+    raw = processor(
+        text=processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "what is the colour?"}]}],
+            add_generation_prompt=True,
+            tokenize=False,
+        ),
+        videos=[frames],
+        return_tensors="pt",
+    )
+    everything = torch.arange(encoded.grid.tokens).unsqueeze(0)
+    with torch.no_grad():
+        expected = model(**raw).logits[:, -1]
+    torch.testing.assert_close(llm.first_logits(encoded, everything), expected, atol=1e-5, rtol=0)
+    assert encoded.grid.frames == 3
+
+
+def tiny_qwen2_vl() -> Any:
+    _, parts = BUILDERS["qwen2_5_vl"]()
+    processor = hf.Qwen2VLProcessor(
+        image_processor=parts.image_processor,
+        tokenizer=parts.tokenizer,
+        video_processor=parts.video_processor,
+        chat_template=parts.chat_template,
+    )
+    ids = parts.tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"])
+    text = {"vocab_size": 192, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": 3}
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1]}
+    config = hf.Qwen2VLConfig(
+        vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "patch_size": 4},
+        text_config=text,
+        image_token_id=ids[0],
+        video_token_id=ids[1],
+    )
+    return hf.Qwen2VLForConditionalGeneration(config), processor
