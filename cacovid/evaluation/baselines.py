@@ -46,9 +46,16 @@ class DivPrune:
 
     name = "divprune"
 
+    def __init__(self) -> None:
+        self._last: tuple[EvaluationCase, Tensor] | None = None
+
     def select(self, case: EvaluationCase, retention: float) -> Tensor:
         """(k,) ascending token indices."""
-        return max_min_diverse(case.input.features, case.budget(retention)).sort().values
+        count = case.budget(retention)
+        # The greedy order does not depend on the budget: a smaller one takes its beginning.
+        if self._last is None or self._last[0] is not case or len(self._last[1]) < count:
+            self._last = (case, max_min_diverse(case.input.features, count))
+        return self._last[1][:count].sort().values
 
 
 class TextCosine:

@@ -106,8 +106,11 @@ def _measure(
     full = _rewards(reader, case, torch.arange(tokens)[None])[0]
     measured: list[tuple[Cell, float, float | None]] = []
     for ratio in ratios:
-        kept = [_checked(method, case, ratio) for method in methods]
-        rewards = [full] * len(kept) if case.budget(ratio) == tokens else _rewards(reader, case, torch.stack(kept))
+        if case.budget(ratio) == tokens:  # nothing to select
+            kept, rewards = [torch.arange(tokens)] * len(methods), [full] * len(methods)
+        else:
+            kept = [_checked(method, case, ratio) for method in methods]
+            rewards = _rewards(reader, case, torch.stack(kept))
         for method, chosen, reward in zip(methods, kept, rewards, strict=True):
             recall = len(evidence & set(chosen.tolist())) / len(evidence) if evidence else None
             measured.append(((method.name, ratio), reward, recall))

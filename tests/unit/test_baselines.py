@@ -147,3 +147,13 @@ def test_divprune_ignores_the_length_of_features() -> None:
     case = made_case(features, TokenGrid(5, 3, 2))
     scaled = made_case(features * torch.linspace(0.1, 10, 30)[:, None], TokenGrid(5, 3, 2))
     assert torch.equal(DivPrune().select(case, 0.3), DivPrune().select(scaled, 0.3))
+
+
+def test_divprune_gives_every_ratio_its_own_choice_in_any_order_of_ratios() -> None:
+    grid = TokenGrid(5, 3, 2)
+    case, method = made_case(draw(30), grid), DivPrune()
+    for retention in (0.5, 0.1, 0.9, 0.2):
+        assert torch.equal(method.select(case, retention), DivPrune().select(case, retention))
+    assert torch.equal(
+        method.select(made_case(draw(30, seed=1), grid), 0.1), DivPrune().select(made_case(draw(30, seed=1), grid), 0.1)
+    )
