@@ -64,10 +64,11 @@ def show_table(table: Path, rows: int, problem_type: str | None) -> None:
     items = [
         item for item in read_questions(table, skipped=SkippedItems(None)) if problem_type in (None, item.problem_type)
     ]
-    shown = Table("id", "video", "question", "options", "answer", "type", "source", "evidence")
+    shown = Table("id", "question", "answer", "type", "video", "evidence", show_lines=True)
     for item in items[:rows]:
         options = "  ".join(f"{chr(65 + place)}. {text}" for place, text in enumerate(item.options))
-        cells = (item.id, Path(item.video).name, item.question, options, item.answer, item.problem_type, item.source)
+        asked = f"{item.question}\n{options}" if options else item.question
+        cells = (item.id, asked, item.answer, item.problem_type, Path(item.video).name)
         shown.add_row(*(escape(cell) for cell in cells), f"{len(item.evidence)} tokens" if item.evidence else "-")
     console.print(shown)
     console.print(f"{min(rows, len(items))} of {len(items)} questions", highlight=False)
@@ -120,7 +121,7 @@ def _summary(
     unusable: int,
 ) -> Table:
     """Counts by problem type, videos, sizes and lengths."""
-    shown = Table(title=str(table), show_header=False)
+    shown = Table(title=escape(table.name), show_header=False)
     shown.add_row("usable questions", str(len(usable)))
     shown.add_row("unusable rows", str(unusable))
     shown.add_row("videos that decode", f"{len(decoded)} of {len({item.video for item in items})}")

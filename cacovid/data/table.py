@@ -143,7 +143,7 @@ def _check_number(item: VideoQuestion) -> None:
 
 def _read_table(path: Path) -> pa.Table:
     if not path.is_file():
-        raise UserError(f"no question table at {path}; give a Parquet file (see docs on its columns)")
+        raise UserError(f"no question table at {path}; give a Parquet file with columns {', '.join(SCHEMA.names[:7])}")
     try:
         # Only the wanted columns are read: a further column of any type does not matter.
         names = set(pq.read_schema(path).names)

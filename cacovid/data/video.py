@@ -235,16 +235,18 @@ def _decode_afresh(
     targets = sorted(set(wanted))
     pictures: dict[int, NDArray[np.uint8]] = {}
     last: av.VideoFrame | None = None
+    size: tuple[int, int] | None = None  # where the resolution changes in mid-stream, the first one holds
     with _opened(path, max_pixels) as (container, stream):
         for tick, frame in _shown(container, stream, index, targets, seeking):
             last = frame
+            size = size or _held_size(frame)
             reached = bisect.bisect_right(targets, tick)
             for target in targets[len(pictures) : reached]:
-                pictures[target] = _picture(frame, path)
-        if last is None:
+                pictures[target] = _picture(frame, size, path)
+        if last is None or size is None:
             raise BadItem(f"{path}: no frame could be decoded; re-encode it or drop it")
         for target in targets[len(pictures) :]:
-            pictures[target] = _picture(last, path)
+            pictures[target] = _picture(last, size, path)
     return pictures
 
 
@@ -281,10 +283,15 @@ def _key_between(index: _Index, position: int, target: int) -> bool:
     return nearest >= 0 and index.keys[nearest] > position
 
 
-def _picture(frame: av.VideoFrame, path: str | os.PathLike[str]) -> NDArray[np.uint8]:
-    """(height, width, 3) uint8 RGB, upright."""
+def _held_size(frame: av.VideoFrame) -> tuple[int, int]:
+    """(width, height) that a video's pictures are held at, by its first one."""
     shrink = min(1.0, (HELD_PIXELS / (frame.width * frame.height)) ** 0.5)
-    width, height = max(1, round(frame.width * shrink)), max(1, round(frame.height * shrink))
+    return max(1, round(frame.width * shrink)), max(1, round(frame.height * shrink))
+
+
+def _picture(frame: av.VideoFrame, size: tuple[int, int], path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    """(height, width, 3) uint8 RGB, upright."""
+    width, height = size
     picture = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray()
     if frame.rotation % 90:
         raise BadItem(f"{path}: stored rotation of {frame.rotation} degrees; re-encode it upright")

@@ -79,8 +79,8 @@ def _table(clip: "CompressedVideo", answers: list[str], prefills: list[float]) -
     table.add_row("video tokens", f"{len(clip.kept)} ({100 * len(clip.kept) / grid.tokens:.1f} %)", str(grid.tokens))
     table.add_row("prompt tokens", *(str(clip.prompt_tokens(all_tokens=whole)) for whole in (False, True)))
     table.add_row("prefill", *(f"{1000 * seconds:.1f} ms" for seconds in prefills))
-    table.add_row("policy", f"{1000 * timings.policy:.1f} ms", "-")
-    table.add_row("encode (tower, projector)", *[f"{1000 * timings.encode:.1f} ms"] * 2)
-    table.add_row("decode", *[f"{1000 * timings.decode:.1f} ms"] * 2)
+    table.add_row("policy (first call)", f"{1000 * timings.policy:.1f} ms", "-")
+    table.add_row("encode (first call)", *[f"{1000 * timings.encode:.1f} ms"] * 2)
+    table.add_row("decode (first call)", *[f"{1000 * timings.decode:.1f} ms"] * 2)
     table.add_row("frames x rows x columns", f"{grid.frames} x {grid.rows} x {grid.columns}", "")
     return table

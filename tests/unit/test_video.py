@@ -188,6 +188,26 @@ def test_a_huge_frame_is_refused_before_decoding(tmp_path: Path, monkeypatch: py
         read_frames(path, 4, max_pixels=300_000)
 
 
+def growing_file(folder: Path) -> Path:
+    """A stream whose header says 64x48 and whose later frames are 320x240."""
+    small = write_video(folder / "small.h264", grey_levels(6), b_frames=0)
+    large = write_video(folder / "large.h264", grey_levels(6), size=(320, 240), b_frames=0)
+    path = folder / "growing.h264"
+    path.write_bytes(small.read_bytes() + large.read_bytes())
+    return path
+
+
+def test_frames_that_grow_in_mid_stream_are_brought_to_the_first_size(tmp_path: Path) -> None:
+    video = read_frames(growing_file(tmp_path), 12)
+    assert video.frames.shape == (12, 48, 64, 3)
+    assert levels_of(video.frames) == pytest.approx(grey_levels(6) * 2, abs=6)
+
+
+def test_frames_that_grow_beyond_the_bound_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadItem):
+        read_frames(growing_file(tmp_path), 12, max_pixels=10_000)
+
+
 def test_probe_reads_size_and_length(tmp_path: Path) -> None:
     info = probe_video(write_video(tmp_path / "clip.mp4", grey_levels(20)))
     assert (info.width, info.height, info.num_frames) == (64, 48, 20)
