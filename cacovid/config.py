@@ -39,7 +39,7 @@ class DataConfig(Section):
     """The video questions."""
 
     train: str = Field("embedded", description="Parquet table of questions, or 'embedded' to draw our own clips")
-    train_clips: Positive = Field(2_000, description="clips to draw when train = 'embedded' (2 questions each)")
+    train_clips: Positive = Field(1_000, description="clips to draw when train = 'embedded' (2 questions each)")
     clip_seed: Count = Field(0, description="first clip seed of the embedded training clips")
     instruction: str = Field("", description="line appended to every multiple-choice prompt")
     max_skipped: Annotated[float, Field(ge=0, le=1)] = Field(

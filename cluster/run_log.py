@@ -52,11 +52,11 @@ class RunLog:
 
 
 def draw_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Reward and informative share, loss, and throughput over training steps, as a PNG."""
+    """Rewards, loss and throughput over training steps, as a PNG; thick lines are trailing means."""
     mpl.use("Agg")
     steps = [row["step"] + 1 for row in rows]
     panels = [
-        ("mean reward of sampled combinations", ("reward", "informative"), "share"),
+        ("reward: the policy's own top k, and all sampled combinations", ("top_k_reward", "reward"), "mean reward"),
         ("loss per optimiser step (mean of the step's updates)", ("loss",), "loss"),
         ("throughput", ("combinations_per_second",), "combinations / s"),
     ]

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from actors.task import TaskResult
-from cacovid.records import RolloutRecord
+from cacovid.records import Mode, RolloutRecord
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ def rollout_metrics(
     row = {
         **{name: float(value) for name, value in asdict(known).items()},
         "reward": float(rewards.mean()),
+        "top_k_reward": sum(_top_k_reward(record) for record in records) / len(records),
         "likelihood": float(torch.cat([s.likelihood for r in records for s in r.iterations]).mean()),
         "informative": sum(_informative(record) for record in records) / len(records),
         "rate": sum(scored.combinations.rate for record in records for scored in record.iterations)
@@ -47,6 +48,13 @@ def rollout_metrics(
     for name in sorted(losses[0]):
         row[name] = sum(loss[name] for loss in losses) / len(losses)
     return row
+
+
+def _top_k_reward(record: RolloutRecord) -> float:
+    """Reward of the policy's plain top k, the first token sample: what the policy earns without exploring."""
+    first = record.iterations[0]
+    token_samples = first.combinations.modes == Mode.TOKEN
+    return float(first.reward[token_samples][0])
 
 
 def _informative(record: RolloutRecord) -> bool:

@@ -1,5 +1,6 @@
 """The questions that a run trains on."""
 
+import os
 from pathlib import Path
 
 from cacovid.config import TrainConfig
@@ -21,5 +22,10 @@ def training_items(config: TrainConfig, folder: Path) -> list[VideoQuestion]:
         return read_questions(Path(config.data.train))
     clips = folder / f"clips-{config.data.clip_seed}-{config.data.train_clips}"
     if not (clips / TABLE).exists():
-        write_dataset(clips, split_seeds("train", config.data.train_clips, config.data.clip_seed))
+        write_dataset(clips, split_seeds("train", config.data.train_clips, config.data.clip_seed), workers=_cpus())
     return read_questions(clips / TABLE)
+
+
+def _cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))
