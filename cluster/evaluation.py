@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -78,7 +79,7 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationResult:
     paths = write_report(result, folder)
     console.print(result_table(result))
     for path in (*paths.values(), *([skipped.path] if skipped.skipped else [])):
-        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
     return result
 
 
@@ -93,7 +94,7 @@ def selection_rule(name: str) -> SelectionConfig:
 def result_table(result: EvaluationResult) -> Table:
     """Accuracy in percent by method and ratio, for the terminal."""
     table = Table(
-        title=f"{result.model}: accuracy in % on {result.questions} questions, {result.clips} clips "
+        title=f"{escape(result.model)}: accuracy in % on {result.questions} questions, {result.clips} clips "
         f"(all tokens {100 * result.full_accuracy:.1f})"
     )
     table.add_column("method", no_wrap=True)
@@ -104,7 +105,7 @@ def result_table(result: EvaluationResult) -> Table:
         rows = [result.row(method, retention) for retention in result.retentions]
         area = result.question_awareness.get(method)
         cells = [f"{100 * row.accuracy:.1f} ±{100 * row.stderr:.1f}" for row in rows]
-        table.add_row(method, *cells, "-" if area is None else f"{area:.3f}")
+        table.add_row(escape(method), *cells, "-" if area is None else f"{area:.3f}")
     return table
 
 

@@ -110,7 +110,7 @@ def blind_test_table(table: Path, out: Path, settings: BlindTest, overwrite: boo
         f"{unusable} were unusable, {len(outcome.needed)} remain",
         highlight=False,
     )
-    console.print(f"wrote {out}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {out}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _summary(

@@ -113,16 +113,19 @@ def _finish(axes: Any, result: EvaluationResult) -> None:  # noqa: ANN401
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel("video tokens kept")
     axes.set_ylim(top=1.03)
+    axes.tick_params(labelsize=9)
     axes.grid(visible=True, color="#e4e4e4", linewidth=0.7)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 
 
-def _spaced(retentions: list[float], ratio: float = 1.22) -> list[float]:
-    """The ratios whose labels do not run into each other on a log axis."""
+def _spaced(retentions: list[float]) -> list[float]:
+    """The ratios whose labels do not run into each other on a log axis with room for about 15."""
+    ordered = sorted(retentions)
+    gap = (ordered[-1] / ordered[0]) ** (1 / 15)
     shown: list[float] = []
-    for retention in sorted(retentions):
-        if not shown or retention >= ratio * shown[-1]:
+    for retention in ordered:
+        if not shown or retention >= gap * shown[-1]:
             shown.append(retention)
     return shown

@@ -59,7 +59,7 @@ def compress(
     save_image(clip.draw(lines), out)
     console = Console()
     console.print(_table(clip, shown, prefills))
-    console.print(f"wrote {out}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {out}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _spoken(clip: "CompressedVideo", answer: str) -> str:
