@@ -56,11 +56,11 @@ class CPO(Algorithm):  # type: ignore[misc]
         resolved = config if isinstance(config, CPOConfig) else self.get_default_config().update_from_dict(config)
         cfg = self.train_cfg = resolved.train_config()
         self.run_dir = Path(resolved.run_dir or self.logdir)
-        items = training_items(cfg, self.run_dir)
+        self.skipped = SkippedItems(self.run_dir / "skipped.jsonl", cfg.data.max_skipped)
+        items = training_items(cfg, self.run_dir, self.skipped)
         if not items:
             raise UserError(f"{cfg.data.train} holds no questions")
         self.order = ItemOrder(items, cfg.run.items_per_step, cfg.run.seed)
-        self.skipped = SkippedItems(self.run_dir / "skipped.jsonl", cfg.data.max_skipped)
         # RLlib hands a frozen config over; the files travel with a copy of it to the learner group.
         thawed = resolved.copy(copy_frozen=False)
         files = initial_policy_files(cfg)

@@ -45,7 +45,8 @@ class TrainingProgress:
     def report(self, row: dict[str, float]) -> None:
         """One finished training step."""
         done = int(row["step"]) + 1
-        figures = f"reward {row['top_k_reward']:.3f}  loss {row['loss']:.4f}  {row['combinations_per_second']:.0f} combinations/s"
+        throughput = f"{row['combinations_per_second']:.0f} combinations/s"
+        figures = f"reward {row['top_k_reward']:.3f}  loss {row['loss']:.4f}  {throughput}"
         self._bar.update(self._task, completed=done, description="training", figures=figures)
         if self._first is None:
             self._first, self._started = done, time.perf_counter()

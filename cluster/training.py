@@ -6,6 +6,7 @@ A first Ctrl-C ends the run after the current step with a checkpoint; a second o
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,12 +70,23 @@ def connect(address: str | None) -> bool:
         return False
     # RLlib's actors take their config by reference, of which Ray's core warns on stderr; the group holds it.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if address and address != "auto":
+        _check_reachable(address)
     local = {} if address else {"include_dashboard": False}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, ValueError) as error:
         raise UserError(f"no Ray cluster at {address!r}: {error}") from error
     return True
+
+
+def _check_reachable(address: str) -> None:
+    """Fail within seconds where Ray would wait for minutes."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError) as error:
+        raise UserError(f"no Ray cluster at {address!r} ({error}): give host:port, ray://host:port or auto") from error
 
 
 def check_resources(config: TrainConfig, elastic: bool) -> None:

@@ -26,9 +26,7 @@ def train(
     if resume is not None and (config is not None or overrides):
         raise UserError("--resume continues with the run's own configuration: leave out --config and --set")
     from cacovid.config_files import load_config
-    from cluster.progress import TrainingProgress
     from cluster.run_directory import RunDirectory
-    from cluster.training import train as run_training
 
     if resume is not None:
         run, resolved = RunDirectory.resume(resume)
@@ -36,6 +34,9 @@ def train(
         assert out is not None
         resolved = load_config(config, overrides or [])
         run = RunDirectory.create(out, resolved)
+    from cluster.progress import TrainingProgress
+    from cluster.training import train as run_training
+
     with TrainingProgress(resolved.run.steps) as progress:
         outcome = run_training(resolved, run, progress.report, resume=resume is not None, address=address)
     run.release()

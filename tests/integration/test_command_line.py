@@ -1,0 +1,72 @@
+"""The ``cacovid`` command as users type it: one line and exit code 2 for their mistakes."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+def cacovid(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cluster.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """What makes ``--help`` answer within a second, checked by what is imported, not by a clock."""
+    code = "import sys, cluster.main; print({'torch', 'ray', 'transformers', 'deepspeed'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "--out DIR for a new run or --resume DIR"),
+        (["train", "--out", "{tmp}/in-use"], "is in use"),
+        (["train", "--resume", "{tmp}/none"], "no run to resume"),
+        (["train", "--out", "{tmp}/new", "--set", "run.sed=1"], "run.sed: unknown field"),
+        (
+            ["train", "--out", "{tmp}/new", "--set", "data.train={tmp}/none.parquet", "--set", "actors.count=0"],
+            "none.parquet",
+        ),
+        (["train", "--out", "{tmp}/new", "--set", "model.path={tmp}/no-model", "--set", "actors.count=0"], "no-model"),
+        (["train", "--out", "{tmp}/new", "--set", "actors.cpus=500"], "lower actors.count or actors.cpus"),
+        (["train", "--out", "{tmp}/new", "--address", "127.0.0.1:1"], "no Ray cluster at '127.0.0.1:1'"),
+        (["train", "--config", "{tmp}/none.toml", "--out", "{tmp}/new"], "cannot read the config"),
+    ],
+)
+def test_mistakes_of_train_are_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "in-use").mkdir()
+    (tmp_path / "in-use" / "file").touch()
+    done = cacovid(*(argument.format(tmp=tmp_path) for argument in arguments))
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_interrupted_run_leaves_a_checkpoint_and_resumes(table: Path, tmp_path: Path) -> None:
+    """Ctrl-C in the middle of a run of the real command, then ``--resume`` to the end."""
+    out = tmp_path / "run"
+    sets = [f"data.train={table}", "actors.count=0", "learners.count=0", "run.steps=400", "run.items_per_step=2"]
+    small = ["sampling.group=8", "objective.replay_batch=2", "objective.replay_updates=1"]
+    arguments = [part for each in [*sets, *small] for part in ("--set", each)]
+    command = [sys.executable, "-m", "cluster.main", "train", "--out", str(out), *arguments]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = out / "metrics.jsonl"
+    deadline = time.monotonic() + 100
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
+        assert running.poll() is None, running.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    running.send_signal(2)
+    stdout, stderr = running.communicate(timeout=60)
+    assert running.returncode == 130, stderr
+    assert f"go on with --resume {out}" in stdout
+    assert "Traceback" not in stderr
+    assert list((out / "checkpoints").glob("step-*"))
+    assert (out / "policy" / "policy.safetensors").exists()
+    second = cacovid("train", "--out", str(out))
+    assert second.returncode == 2
+    assert "is in use" in second.stderr

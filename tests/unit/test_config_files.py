@@ -1,0 +1,84 @@
+"""Configuration files and overrides."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from cacovid.config import TrainConfig
+from cacovid.config_files import load_config, parse_override, to_toml, with_overrides
+from cacovid.errors import UserError
+
+SHIPPED = sorted((Path(__file__).parents[2] / "configs").rglob("*.toml"))
+
+
+def test_there_are_shipped_configs() -> None:
+    assert {"embedded.toml", "paper.toml", "paper-credit.toml"} <= {path.name for path in SHIPPED}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_config_loads_and_survives_a_round_trip(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    (tmp_path / "again.toml").write_text(to_toml(config))
+    assert load_config(tmp_path / "again.toml") == config
+
+
+def test_embedded_config_is_the_default() -> None:
+    path = next(path for path in SHIPPED if path.stem == "embedded")
+    assert load_config(path) == TrainConfig()
+
+
+def test_written_config_explains_every_field() -> None:
+    lines = [line for line in to_toml(TrainConfig()).splitlines() if "=" in line]
+    assert all(line.rpartition("# ")[2] for line in lines)
+    assert tomllib.loads(to_toml(TrainConfig()))["run"]["seed"] == 0
+
+
+def test_text_with_quotes_and_newlines_survives(tmp_path: Path) -> None:
+    config = with_overrides(TrainConfig(), {"data.instruction": 'say "A"\nor \\B'})
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    assert load_config(tmp_path / "config.toml").data.instruction == 'say "A"\nor \\B'
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("run.seed=3", ("run.seed", 3)),
+        ("optimizer.lr=1e-3", ("optimizer.lr", 1e-3)),
+        ("sampling.tokens_per_frame=[1, 2]", ("sampling.tokens_per_frame", [1, 2])),
+        ("model.path=/some/where", ("model.path", "/some/where")),
+        ("policy.question_aware=false", ("policy.question_aware", False)),
+    ],
+)
+def test_overrides_read_toml_values_or_text(text: str, expected: tuple[str, object]) -> None:
+    assert parse_override(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.seed", "section.field=value"),
+        ("seed=3", "names no field"),
+        ("run.sed=3", r"run\.sed: unknown field"),
+        ("runs.seed=3", "runs: unknown field"),
+        ("run.seed=-1", r"run\.seed: .*found -1"),
+        ("sampling.rate_min=0.5", "rate_max"),
+        ("learners.zero_stage=4", r"learners\.zero_stage"),
+    ],
+)
+def test_wrong_override_names_value_and_place(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(None, [override])
+
+
+def test_broken_toml_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_text("[run\nseed = 1")
+    with pytest.raises(UserError, match=r"broken\.toml is not valid TOML") as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read the config"):
+        load_config(tmp_path / "none.toml")
