@@ -16,7 +16,14 @@ from cacovid.embedded.measure import full_accuracy
 from cacovid.embedded.model import new_model, save_model
 from cacovid.embedded.progress import Progress, silent
 from cacovid.embedded.splits import HELD_OUT, split_seeds
-from cacovid.embedded.train_language import LanguageTraining, cache_features, train_language
+from cacovid.embedded.train_language import (
+    FINISH,
+    LEARN,
+    LanguageTraining,
+    cache_features,
+    place_word_embeddings,
+    train_language,
+)
 from cacovid.embedded.train_tower import TowerTraining, train_tower
 from cacovid.errors import UserError
 
@@ -28,9 +35,11 @@ _TOWER = "tower.safetensors"
 class BuildConfig:
     """How much is drawn, trained and measured."""
 
-    clips: int = 6_000
+    clips: int = 6_000  # for the tower and most of the language model's training
+    finish_clips: int = 3_000  # new ones for its last steps
     tower: TowerTraining = field(default_factory=TowerTraining)
-    language: LanguageTraining = field(default_factory=LanguageTraining)
+    language: LanguageTraining = LEARN
+    finish: LanguageTraining = FINISH
     held_out_clips: int = 250  # two questions each
 
 
@@ -71,11 +80,16 @@ def build(
     seconds: dict[str, float] = {}
     with _timed("draw", seconds):
         corpus = draw_corpus(split_seeds("model", config.clips), workers)
+        new_corpus = draw_corpus(split_seeds("model", config.finish_clips, config.clips), workers)
     model = new_model(seed)
     with _timed("tower", seconds):
         _tower_stage(model, corpus, config, seed, output / _TOWER, progress)
+        cache, new_cache = cache_features(model, corpus), cache_features(model, new_corpus)
     with _timed("language", seconds):
-        train_language(model, cache_features(model, corpus), config.language, seed, progress)
+        place_word_embeddings(model, cache, seed)
+        train_language(model, cache, config.language, seed, progress)
+    with _timed("finish", seconds):
+        train_language(model, new_cache, config.finish, seed, progress, stage="finish")
     save_model(model, output)
     with _timed("measure", seconds):
         drawn, decoded = _measure(output, config.held_out_clips)

@@ -34,10 +34,10 @@ _FEWEST = 5
 
 @dataclass(frozen=True)
 class Retention:
-    """Which tokens are retained and which objects may be asked for."""
+    """Which tokens are retained and which objects are asked for how often."""
 
     kept: Tensor  # (B, k) int64 ascending
-    askable: Tensor  # (B, 8) bool
+    asking: Tensor  # (B, 8) float32, relative frequency; 0 for an object without a retained token
 
 
 @dataclass(frozen=True)
@@ -47,45 +47,48 @@ class QuestionBatch:
     ids: Tensor  # (B, Q, 18) int64
     answer_word: Tensor  # (B, Q) int64 token id
     correct: Tensor  # (B, Q) int64 option index
-    weight: Tensor  # (B, Q) float32, 0 where the asked object has no retained token
+    weight: Tensor  # (B, Q) float32, 1, or 0 where nothing could be asked
 
 
-def sample_retention(owners: Tensor, progress: float, draw: torch.Generator) -> Retention:
-    """Retain tokens of clips with owners (B, N) at training progress in [0, 1).
+def sample_retention(owners: Tensor, draw: torch.Generator, *, easy: bool, everything: float) -> Retention:
+    """Retain tokens of clips with owners (B, N).
 
-    First half: mostly 12-35 % biased to objects. Second half: log-uniform 1.7-50 %, at least 5, of which
-    35 % are random, 25 % object-biased, 30 % "focus" (one to three objects before all else, the only ones
-    asked for), 10 % everything.
+    Easy batches mostly keep 12-35 %, biased to objects. Others keep everything with the probability given, else
+    log-uniform 1.7-50 %, at least 5: four in ten clips at random, three object-biased, and three "focus" (one to
+    three objects before all else, the only ones asked for).
     """
     batch, tokens = owners.shape
     coin, size = torch.rand(2, generator=draw).tolist()
-    if progress < 0.5 and coin < 0.85:
+    if easy and coin < 0.85:
         bias = _OBJECT_BIAS * (owners >= 0)
-        return _retain(owners, bias, round((0.12 + 0.23 * size) * tokens), torch.ones(batch, 8, dtype=torch.bool), draw)
-    if torch.rand((), generator=draw) < 0.1:
-        kept = torch.arange(tokens).expand(batch, -1)
-        return Retention(kept, torch.ones(batch, 8, dtype=torch.bool))
+        return _retain(owners, bias, round((0.12 + 0.23 * size) * tokens), torch.ones(batch, 8), draw)
+    if torch.rand((), generator=draw) < everything:
+        return _retain(owners, torch.zeros(owners.shape), tokens, torch.ones(batch, 8), draw)
     count = max(_FEWEST, round(0.017 * (0.5 / 0.017) ** size * tokens))
     kind = torch.multinomial(torch.tensor([0.35, 0.25, 0.30]), batch, replacement=True, generator=draw)
     focused = torch.rand(batch, 8, generator=draw).argsort(dim=1) < torch.randint(1, 4, (batch, 1), generator=draw)
     focused_tokens = (owners >= 0) & focused.gather(1, owners.clamp(min=0))
     bias = _OBJECT_BIAS * ((owners >= 0) & (kind == 1)[:, None]) + _FOCUS_BIAS * (focused_tokens & (kind == 2)[:, None])
-    return _retain(owners, bias, count, focused | (kind != 2)[:, None], draw)
+    return _retain(owners, bias, count, (focused | (kind != 2)[:, None]).float(), draw)
 
 
 def _retain(owners: Tensor, bias: Tensor, count: int, wanted: Tensor, draw: torch.Generator) -> Retention:
-    """The ``count`` tokens of largest Gumbel key plus bias (B, N); askable are wanted objects (B, 8) among them."""
+    """The ``count`` tokens of largest Gumbel key plus bias (B, N).
+
+    Wanted objects (B, 8) are asked for in inverse proportion to the root of their retained tokens: rare ones are hard.
+    """
     uniform = torch.rand(owners.shape, generator=draw).clamp(1e-9, 1 - 1e-7)
     kept = (bias - torch.log(-torch.log(uniform))).topk(count, dim=1).indices.sort(dim=1).values
-    shown = torch.zeros(len(owners), 9, dtype=torch.bool)
-    shown.scatter_(1, owners.gather(1, kept) + 1, True)
-    return Retention(kept, shown[:, 1:] & wanted)
+    shown = torch.zeros(len(owners), 9)
+    shown.scatter_add_(1, owners.gather(1, kept) + 1, torch.ones(kept.shape))
+    visible = shown[:, 1:]
+    return Retention(kept, torch.where(visible > 0, wanted / visible.clamp(min=1).sqrt(), 0.0))
 
 
-def sample_questions(objects: Tensor, askable: Tensor, count: int, draw: torch.Generator) -> QuestionBatch:
-    """``count`` questions a clip about askable (B, 8) objects (B, 8, 2); options are other objects', shuffled."""
+def sample_questions(objects: Tensor, asking: Tensor, count: int, draw: torch.Generator) -> QuestionBatch:
+    """``count`` questions a clip about objects (B, 8, 2) as often as ``asking`` (B, 8); options are shuffled."""
     batch = len(objects)
-    possible = askable.float() + 1e-6  # a clip without any is asked at random, with weight 0
+    possible = asking + 1e-6  # a clip without any is asked at random, with weight 0
     asked = torch.multinomial(possible, count, replacement=True, generator=draw)
     about = torch.randint(0, 2, (batch, count), generator=draw)
     keys = torch.rand(batch, count, 8, generator=draw).scatter_(2, asked[..., None], 2.0)
@@ -104,7 +107,7 @@ def sample_questions(objects: Tensor, askable: Tensor, count: int, draw: torch.G
     ids[..., ABOUT], ids[..., NAMED] = _ABOUT_WORDS[about], named
     ids[..., list(OPTION_WORDS)] = WORDS[about[..., None], option_classes]
     ids[..., LETTER] = _LETTER_WORDS[correct]
-    return QuestionBatch(ids, answer_word, correct, askable.gather(1, asked).float())
+    return QuestionBatch(ids, answer_word, correct, (asking.gather(1, asked) > 0).float())
 
 
 def packed_positions(kept: Tensor, questions: int) -> Tensor:

@@ -9,14 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
-
-from cacovid.embedded.clips import PIXELS
-from cacovid.models.torchvision_mend import mend_torchvision
-from cacovid.seeding import derive_seed
-
-mend_torchvision()  # before any of the model's classes is imported
-
-from transformers import (  # noqa: E402
+from transformers import (
     GenerationConfig,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
@@ -27,7 +20,8 @@ from transformers import (  # noqa: E402
     SiglipVisionConfig,
 )
 
-from cacovid.embedded.tokenizer import (  # noqa: E402
+from cacovid.embedded.clips import PIXELS
+from cacovid.embedded.tokenizer import (
     CHAT_TEMPLATE,
     IMAGE,
     PAD,
@@ -36,6 +30,7 @@ from cacovid.embedded.tokenizer import (  # noqa: E402
     VOCABULARY,
     build_tokenizer,
 )
+from cacovid.seeding import derive_seed
 
 PATCH: Final = 8
 WIDTH: Final = 128

@@ -40,11 +40,19 @@ class LanguageTraining:
     weight_decay: float = 0.01
     warmup: int = 60
     flat: float = 0.55  # share of the steps before the cosine
+    easy: float = 0.5  # share of the steps whose batches are easy
+    everything: float = 0.1  # share of the other batches that keep all tokens
     answer_at_word: float = 0.7  # weights of the auxiliary losses
     answer_at_last: float = 0.5
     letter_at_option: float = 0.3
     option_matches: float = 1.0
     turn_end: float = 0.1
+
+
+LEARN = LanguageTraining()
+# A needle among all 288 tokens is the hardest case, and features of clips that the tower was trained on are cleaner
+# than others: the last steps see mostly whole clips, and new ones.
+FINISH = LanguageTraining(steps=400, lr=1e-3, warmup=20, flat=0.0, easy=0.0, everything=0.5)
 
 
 @dataclass(frozen=True)
@@ -157,13 +165,13 @@ def train_language(
     config: LanguageTraining,
     seed: int,
     progress: Progress = silent,
+    stage: str = "language",
 ) -> dict[str, float]:
     """Train the language model and the newline row in place; returns the last metrics."""
-    place_word_embeddings(model, cache, seed)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed("answer steps", seed))
+        torch.manual_seed(derive_seed("answer steps", stage, seed))
         steps = AnswerSteps(config)
-    draw = generator("language batches", seed)
+    draw = generator("language batches", stage, seed)
     parameters = [*model.model.language_model.parameters(), model.model.image_newline, *steps.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
     factor = flat_cosine(config.steps, flat=config.flat, warmup=config.warmup)
@@ -171,8 +179,9 @@ def train_language(
     metrics: dict[str, float] = {}
     for step in range(config.steps):
         chosen = torch.randint(0, len(cache.owners), (config.clips,), generator=draw)
-        retention = batches.sample_retention(cache.owners[chosen], step / config.steps, draw)
-        questions = batches.sample_questions(cache.objects[chosen], retention.askable, config.questions, draw)
+        easy = step < config.easy * config.steps
+        retention = batches.sample_retention(cache.owners[chosen], draw, easy=easy, everything=config.everything)
+        questions = batches.sample_questions(cache.objects[chosen], retention.asking, config.questions, draw)
         features = cache.features[chosen[:, None], retention.kept].float()
         loss, latest = steps(model, read_layers(model, features, retention.kept, questions.ids), questions)
         optimizer.zero_grad()
@@ -182,5 +191,5 @@ def train_language(
         schedule.step()
         metrics = {name: 0.95 * metrics.get(name, value) + 0.05 * value for name, value in latest.items()}
         if (step + 1) % _REPORT_EVERY == 0 or step + 1 == config.steps:
-            progress("language", step + 1, config.steps, metrics)
+            progress(stage, step + 1, config.steps, metrics)
     return metrics

@@ -87,7 +87,9 @@ def test_new_models_depend_on_the_seed_alone():
 TINY = BuildConfig(
     clips=4,
     tower=TowerTraining(steps=2, frames=4),
+    finish_clips=3,
     language=LanguageTraining(steps=2, clips=2, questions=2),
+    finish=LanguageTraining(steps=2, clips=2, questions=2, easy=0.0),
     held_out_clips=2,
 )
 
@@ -95,7 +97,7 @@ TINY = BuildConfig(
 def test_build_writes_a_loadable_model_and_reports_its_accuracy(tmp_path):
     stages = []
     report = build(tmp_path, 3, TINY, progress=lambda stage, *rest: stages.append(stage))
-    assert stages == ["tower", "language"]
+    assert stages == ["tower", "language", "finish"]
     assert report.held_out_questions == 4
     assert 0 <= report.accuracy_decoded <= 1
     names = {path.name for path in tmp_path.iterdir()}
@@ -118,7 +120,7 @@ def test_interrupted_build_goes_on_after_the_tower_with_the_same_result(tmp_path
         build(tmp_path / "resumed", 3, TINY, progress=interrupt)
     stages = []
     build(tmp_path / "resumed", 3, TINY, progress=lambda stage, *rest: stages.append(stage))
-    assert stages == ["language"]
+    assert stages == ["language", "finish"]
     build(tmp_path / "whole", 3, TINY)
     weights = [
         AutoModelForImageTextToText.from_pretrained(tmp_path / name).state_dict() for name in ("resumed", "whole")

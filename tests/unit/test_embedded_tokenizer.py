@@ -55,7 +55,7 @@ def test_prompts_of_clips_have_no_unknown_word(tokenizer):
 
 def test_chat_template_is_what_the_language_model_was_trained_on(tokenizer):
     objects = np.stack([np.arange(8), np.arange(8)], axis=1)
-    questions = sample_questions(torch.from_numpy(objects)[None], torch.ones(1, 8, dtype=torch.bool), 1, generator(0))
+    questions = sample_questions(torch.from_numpy(objects)[None], torch.ones(1, 8), 1, generator(0))
     block = questions.ids[0, 0].tolist()
     text = tokenizer.decode(block[:14])
     content = [{"type": "video"}, {"type": "text", "text": text}]

@@ -1,3 +1,5 @@
+from copy import deepcopy
+
 import torch
 
 from cacovid.embedded import language_batch as batches
@@ -8,7 +10,13 @@ from cacovid.embedded.model import new_model, pixels
 from cacovid.embedded.schedule import flat_cosine
 from cacovid.embedded.splits import DEVELOPMENT
 from cacovid.embedded.tokenizer import VIDEO, VOCABULARY
-from cacovid.embedded.train_language import LanguageTraining, cache_features, read_layers, train_language
+from cacovid.embedded.train_language import (
+    LanguageTraining,
+    cache_features,
+    place_word_embeddings,
+    read_layers,
+    train_language,
+)
 from cacovid.embedded.train_tower import TowerTraining, train_tower, video_features
 from cacovid.seeding import generator
 
@@ -17,7 +25,7 @@ WITHOUT_VIDEO = torch.tensor([batches.PREFIX])
 
 
 def questions_about_everything(draw, count=3):
-    return sample_questions(CORPUS.objects, torch.ones(len(CORPUS), 8, dtype=torch.bool), count, draw)
+    return sample_questions(CORPUS.objects, torch.ones(len(CORPUS), 8), count, draw)
 
 
 def full_prompts(block, kept):
@@ -92,13 +100,13 @@ def glyph_word(attribute, index):
 def test_retention_keeps_few_or_many_tokens_and_only_visible_objects_are_asked_for():
     draw = generator("retention")
     sizes = []
-    for progress in [0.1, 0.9] * 40:
-        retention = sample_retention(CORPUS.owners, progress, draw)
+    for easy in [True, False] * 40:
+        retention = sample_retention(CORPUS.owners, draw, easy=easy, everything=0.1)
         sizes.append(retention.kept.shape[1])
         assert (retention.kept.diff(dim=1) > 0).all()
         owners = CORPUS.owners.gather(1, retention.kept)
         for clip in range(len(CORPUS)):
-            assert {*retention.askable[clip].nonzero().flatten().tolist()} <= {*owners[clip].tolist()}
+            assert {*retention.asking[clip].nonzero().flatten().tolist()} <= {*owners[clip].tolist()}
     assert min(sizes) >= 5
     assert min(sizes) < 15
     assert max(sizes) == GRID.tokens
@@ -130,7 +138,8 @@ def test_language_stage_learns_and_repeats_itself_with_the_same_seed():
         cache = cache_features(model, CORPUS)
         config = LanguageTraining(steps=20, clips=4, questions=2, warmup=5)
         first = LanguageTraining(steps=1, clips=4, questions=2, warmup=5)
-        start = train_language(new_model(0), cache, first, seed)
+        place_word_embeddings(model, cache, seed)
+        start = train_language(deepcopy(model), cache, first, seed)
         end = train_language(model, cache, config, seed, lambda *report: reports.append(report))
         return start, end, model.state_dict(), reports
 
