@@ -1,0 +1,141 @@
+"""The service's configuration: each field's default and meaning stand beside it.
+
+It fills a file for ``cacovid serve --config`` (YAML or TOML) and ``args`` of ``serving/config.yaml`` for
+``serve deploy``.
+"""
+
+import ipaddress
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from cacovid.config import Count, Fraction, ModelConfig, Positive, Section
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+MODEL_ID = r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}"
+MIB = 1 << 20
+
+
+def _network(text: str) -> str:
+    ipaddress.ip_network(text)  # raises ValueError, which pydantic reports
+    return text
+
+
+def _host(text: str) -> str:
+    """An exact host, 'host:port', or '*'."""
+    if text != "*" and not re.fullmatch(r"[a-z0-9.-]+(:\d{1,5})?", text):
+        raise ValueError(f"{text!r} is no lower-case host or host:port, e.g. 'cdn.example.org'")
+    return text
+
+
+class MediaConfig(Section):
+    """Where videos may come from, how large they may be, and the processes that read them."""
+
+    https_hosts: tuple[Annotated[str, AfterValidator(_host)], ...] = Field(
+        (), description="exact hosts ('cdn.example.org', 'store:8443') that https URLs may name; '*': any; (): no https"
+    )
+    private_networks: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(
+        (), description="networks that may be fetched from although their addresses are not global, e.g. '10.1.2.0/24'"
+    )
+    ca_file: str | None = Field(None, description="PEM bundle to verify https with; None: the system's")
+    file_root: str | None = Field(None, description="folder below which file: URLs may lie; None: no file URLs")
+    max_bytes: Positive = Field(32 * MIB, description="largest video file")
+    max_duration_s: Seconds = Field(1_200.0, description="longest video")
+    max_pixels: Positive = Field(3840 * 2160, description="largest frame, in pixels")
+    max_source_frames: Positive = Field(72_000, description="most frames a video file may hold")
+    max_frames: Positive = Field(64, description="most frames sampled; num_frames and fps are clamped to it")
+    max_decoded_bytes: Positive = Field(512 * MIB, description="most bytes of sampled frames of one video")
+    max_redirects: Count = Field(3, description="redirects followed; each is checked like the first URL")
+    connect_timeout_s: Seconds = Field(5.0, description="to connect, and between two reads")
+    job_timeout_s: Seconds = Field(30.0, description="to fetch and decode one video; then its process is killed")
+    job_memory_bytes: Positive = Field(2048 * MIB, description="address space of one decoding process")
+    job_cpu_s: Positive = Field(30, description="CPU seconds of one decoding process")
+    concurrent_jobs: Positive = Field(2, description="videos read at once by one replica")
+    waiting_jobs: Count = Field(32, description="videos that wait for a process of one replica; more answer 503")
+    min_replicas: Positive = Field(1, description="media replicas at rest")
+    max_replicas: Positive = Field(2, description="media replicas under load")
+    cpus: Annotated[float, Field(ge=0)] = Field(0.25, description="CPUs that Ray reserves for one media replica")
+
+
+class EngineConfig(Section):
+    """The replicas that hold Video-LLM and policies."""
+
+    default_retention: Fraction = Field(0.1, description="share of video tokens kept where a request names none")
+    default_max_tokens: Positive = Field(128, description="longest answer where a request names none")
+    max_tokens: Positive = Field(1_024, description="longest answer that a request may ask for")
+    max_prompt_tokens: Positive = Field(
+        65_536, description="longest prompt before compression; the model has its cap too"
+    )
+    max_batch: Positive = Field(8, description="requests answered together")
+    max_batch_tokens: Positive = Field(65_536, description="prompt and answer tokens of one batch, padding included")
+    batch_wait_ms: Annotated[float, Field(ge=0)] = Field(2.0, description="how long a batch waits for further requests")
+    feature_cache_bytes: Count = Field(256 * MIB, description="memory for the towers' output of recent videos; 0: none")
+    waiting: Positive = Field(64, description="requests of all clients that wait for a replica; more answer 503")
+    ongoing: Positive = Field(16, description="requests that one replica holds at once")
+    target_ongoing: Annotated[float, Field(gt=0)] = Field(6.0, description="ongoing requests a replica is scaled for")
+    min_replicas: Positive = Field(1, description="engine replicas at rest")
+    max_replicas: Positive = Field(1, description="engine replicas under load; one for each GPU or spare core")
+    retries: Count = Field(2, description="times a request is sent again when its replica died")
+    stall_s: Seconds = Field(120.0, description="a batch that lasts longer makes the replica unhealthy")
+    drain_s: Seconds = Field(60.0, description="how long a leaving replica may finish its requests")
+    threads: Positive = Field(1, description="torch threads of one replica on CPU")
+    cpus: Annotated[float, Field(ge=0)] = Field(1.0, description="CPUs that Ray reserves for one replica")
+    gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="GPUs of one replica")
+
+
+class ApiConfig(Section):
+    """The HTTP side."""
+
+    keys_file: str | None = Field(None, description="file of bearer keys, one a line, '#' comments; None: no keys")
+    max_body_bytes: Positive = Field(48 * MIB, description="largest request body; base64 adds a third to a video")
+    body_timeout_s: Seconds = Field(30.0, description="to receive a request body")
+    request_timeout_s: Seconds = Field(120.0, description="to answer, or to stream the whole answer")
+    max_in_flight: Positive = Field(128, description="requests that one ingress replica holds; more answer 503")
+    max_text_chars: Positive = Field(32_768, description="characters of all text in one request")
+    max_messages: Positive = Field(64, description="messages of one request")
+    max_videos: Positive = Field(4, description="videos of one request")
+    retry_after_s: Positive = Field(2, description="what a full queue answers in Retry-After")
+    page: bool = Field(True, description="serve the page at /")
+    samples: Count = Field(4, description="sample clips offered on the page (embedded model only)")
+    min_replicas: Positive = Field(1, description="ingress replicas at rest")
+    max_replicas: Positive = Field(2, description="ingress replicas under load")
+    cpus: Annotated[float, Field(ge=0)] = Field(0.1, description="CPUs that Ray reserves for one ingress replica")
+
+
+class ServiceConfig(Section):
+    """A whole service: one Video-LLM, any number of policies for it."""
+
+    model: ModelConfig = ModelConfig()
+    model_id: str = Field("", description="name of the model without a policy; '': the last part of its path")
+    policies: dict[str, str] = Field({}, description="model id -> policy folder; a request's model selects it")
+    media: MediaConfig = MediaConfig()
+    engine: EngineConfig = EngineConfig()
+    api: ApiConfig = ApiConfig()
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="of our own log lines")
+
+    @property
+    def base_id(self) -> str:
+        """The model id without a policy."""
+        return self.model_id or self.model.path.rstrip("/").rpartition("/")[2]
+
+    @field_validator("policies")
+    @classmethod
+    def _named(cls, policies: dict[str, str]) -> dict[str, str]:
+        for name in policies:
+            if not re.fullmatch(MODEL_ID, name):
+                raise ValueError(f"policy id {name!r}: use letters, digits and ._:/- only")
+        return policies
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.base_id in self.policies:
+            raise ValueError(f"policy id {self.base_id!r} is the model's own id: choose another, or set model_id")
+        if self.engine.default_max_tokens > self.engine.max_tokens:
+            raise ValueError("engine.default_max_tokens exceeds engine.max_tokens: lower it")
+        for name, section in (("media", self.media), ("engine", self.engine), ("api", self.api)):
+            if section.min_replicas > section.max_replicas:
+                raise ValueError(f"{name}.min_replicas exceeds {name}.max_replicas: swap them")
+        if self.model.num_frames > self.media.max_frames:
+            raise ValueError(f"model.num_frames={self.model.num_frames} exceeds media.max_frames: raise the latter")
+        return self

@@ -1,0 +1,1 @@
+"""Videos from outside: fetched and decoded in processes that can be killed."""

@@ -1,0 +1,118 @@
+"""One decoding process: reads a job from its socket, answers with frames or a refusal, ends.
+
+The answer is a JSON line and raw bytes, never a pickle: whoever has taken over a decoder by a crafted
+video can send wrong pixels, but run nothing outside.
+"""
+
+import json
+import socket
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cacovid.data.video import DecodedVideo
+from serving.config import MediaConfig
+from serving.errors import ApiError, bad_video
+from serving.media import limits
+from serving.media.decode import decode_file, decode_jpegs
+from serving.media.fetch import copy_local, fetch_https, save_base64
+from serving.media.records import Sampling, VideoInput
+
+HEAD = 8  # bytes of a length prefix
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a decoding process is to do."""
+
+    video: VideoInput
+    folder: str  # its own, empty, removed afterwards by whoever made it
+    default_frames: int
+    config: MediaConfig
+
+    def head(self) -> bytes:
+        """Everything but the video's location, as JSON."""
+        fields = {
+            "kind": self.video.kind,
+            "sampling": asdict(self.video.sampling),
+            "folder": self.folder,
+            "default_frames": self.default_frames,
+            "config": self.config.model_dump(mode="json"),
+        }
+        return json.dumps(fields).encode()
+
+    @classmethod
+    def parse(cls, head: bytes, location: bytes) -> "Job":
+        """The inverse of :meth:`head`."""
+        fields: dict[str, Any] = json.loads(head)
+        video = VideoInput(fields["kind"], location.decode(), Sampling(**fields["sampling"]))
+        return cls(video, fields["folder"], fields["default_frames"], MediaConfig.model_validate(fields["config"]))
+
+
+def run(link: socket.socket) -> None:
+    """The life of a decoding process, from shutting itself in to the answer."""
+    job = Job.parse(receive(link), receive(link))
+    limits.enter(limits.ProcessLimits.of(job.config))
+    started = time.perf_counter()
+    try:
+        video, key, fetched = _read(job)
+    except ApiError as error:
+        send(link, json.dumps({"error": list(error.args)}).encode())
+        return
+    except MemoryError:
+        refusal = bad_video("video_too_large", "the video needs more memory than this service gives to one")
+        send(link, json.dumps({"error": list(refusal.args)}).encode())
+        return
+    head = {
+        "shape": list(video.frames.shape),
+        "timestamps": list(video.timestamps),
+        "duration_s": video.duration_s,
+        "fps": video.fps,
+        "key": key,
+        "fetch_s": fetched - started,
+        "decode_s": time.perf_counter() - fetched,
+    }
+    send(link, json.dumps(head).encode())
+    link.sendall(video.frames.data.cast("B"))
+
+
+def _read(job: Job) -> tuple[DecodedVideo, str, float]:
+    """Frames, key, and when the bytes were here."""
+    video, config = job.video, job.config
+    if video.kind == "frames":
+        fetched = time.perf_counter()
+        decoded, key = decode_jpegs(video.location, video.sampling, job.default_frames, config)
+        return decoded, f"{key}/{len(decoded.frames)}", fetched
+    target = Path(job.folder) / "video"
+    if video.kind == "data":
+        key = save_base64(video.location, target, config.max_bytes)
+    elif video.kind == "https":
+        key = fetch_https(video.location, target, config)
+    else:
+        key = copy_local(video.location, target, config)
+    fetched = time.perf_counter()
+    decoded = decode_file(target, video.sampling, job.default_frames, config)
+    return decoded, f"{key}/{len(decoded.frames)}", fetched
+
+
+def send(link: socket.socket, content: bytes) -> None:
+    """Send one length-prefixed message."""
+    link.sendall(len(content).to_bytes(HEAD, "big"))
+    link.sendall(content)
+
+
+def receive(link: socket.socket) -> bytes:
+    """Receive one; raises EOFError where the other side has gone."""
+    return _exactly(link, int.from_bytes(_exactly(link, HEAD), "big"))
+
+
+def _exactly(link: socket.socket, count: int) -> bytes:
+    buffer = bytearray(count)
+    view = memoryview(buffer)
+    while view:
+        got = link.recv_into(view)
+        if not got:
+            raise EOFError
+        view = view[got:]
+    return bytes(buffer)

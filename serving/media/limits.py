@@ -1,0 +1,44 @@
+"""What one decoding process may use, and how it is shut in."""
+
+import ctypes
+import resource
+import signal
+from dataclasses import dataclass
+
+from serving.config import MediaConfig
+
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS, _PR_SET_DUMPABLE = 1, 38, 4
+_OPEN_FILES = 64
+
+
+@dataclass(frozen=True)
+class ProcessLimits:
+    """Bounds set by the kernel."""
+
+    memory_bytes: int  # address space
+    cpu_s: int
+    file_bytes: int  # of any file it writes
+
+    @classmethod
+    def of(cls, config: MediaConfig) -> "ProcessLimits":
+        """From the service's configuration; one block more than the largest video may be written."""
+        return cls(config.job_memory_bytes, config.job_cpu_s, config.max_bytes + (1 << 20))
+
+
+def enter(limits: ProcessLimits) -> None:
+    """Shut this process in: dies with its parent, gains no rights, leaves no core file, is bounded."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for option, value in ((_PR_SET_PDEATHSIG, signal.SIGKILL), (_PR_SET_NO_NEW_PRIVS, 1), (_PR_SET_DUMPABLE, 0)):
+        if libc.prctl(option, value, 0, 0, 0):
+            raise OSError(ctypes.get_errno(), f"prctl {option}")
+    bounds = (
+        (resource.RLIMIT_AS, limits.memory_bytes),
+        (resource.RLIMIT_CPU, limits.cpu_s),
+        (resource.RLIMIT_FSIZE, limits.file_bytes),
+        (resource.RLIMIT_NOFILE, _OPEN_FILES),
+        (resource.RLIMIT_CORE, 0),
+    )
+    for which, value in bounds:
+        _, hard = resource.getrlimit(which)
+        lowered = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(which, (lowered, lowered))

@@ -1,0 +1,200 @@
+"""Reads videos in processes that can be killed: a hang, a crash or greed ends one process, not the service."""
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+
+from serving.config import MediaConfig
+from serving.errors import ApiError, bad_video, overloaded
+from serving.media.job import HEAD, Job
+from serving.media.records import Clip, VideoInput
+
+logger = logging.getLogger("cacovid.serving.media")
+
+_MAX_HEAD = 1 << 20
+
+
+class Sandbox:
+    """Decoding processes of one service replica; at most ``config.concurrent_jobs`` at a time.
+
+    Each video gets a process of its own, forked from a template (about 5 ms) and gone afterwards.
+    Use from one event loop; ``close()`` ends the template.
+    """
+
+    def __init__(self, config: MediaConfig, default_frames: int, retry_after_s: int = 2) -> None:
+        self._config = config
+        self._default_frames = default_frames
+        self._retry_after_s = retry_after_s
+        self._running = asyncio.Semaphore(config.concurrent_jobs)
+        self._starting = asyncio.Lock()
+        self._held = 0
+        self._template: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+
+    @property
+    def held(self) -> int:
+        """Videos that are read or wait."""
+        return self._held
+
+    async def read(self, video: VideoInput) -> Clip:
+        """Fetch and decode one video.
+
+        Raises:
+            ApiError: 422 for a video that cannot be used, 503 where too many wait.
+        """
+        if self._held >= self._config.concurrent_jobs + self._config.waiting_jobs:
+            raise overloaded("too many videos are being read", self._retry_after_s)
+        self._held += 1
+        folder = tempfile.mkdtemp(prefix="cacovid-media-")
+        try:
+            async with self._running:
+                return await self._run(Job(video, folder, self._default_frames, self._config))
+        finally:
+            self._held -= 1
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """End the template and with it every decoding process."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._template is not None:
+            self._template.kill()
+            self._template.wait()
+            self._template = None
+
+    async def _run(self, job: Job) -> Clip:
+        async with self._process() as (link, process):
+            try:
+                async with asyncio.timeout(self._config.job_timeout_s):
+                    return await self._exchange(link, job)
+            except TimeoutError:
+                limit = self._config.job_timeout_s
+                raise bad_video("video_timeout", f"the video could not be read within {limit:.0f} s") from None
+            except (EOFError, OSError):
+                logger.warning("a decoding process died (pidfd %d); its video was refused", process)
+                raise bad_video("unreadable_video", "the video broke its decoder or needs too much of it") from None
+
+    async def _exchange(self, link: socket.socket, job: Job) -> Clip:
+        loop = asyncio.get_running_loop()
+        head = job.head()
+        location = job.video.location.encode()
+        for part in (head, location):
+            await loop.sock_sendall(link, len(part).to_bytes(HEAD, "big"))
+            await loop.sock_sendall(link, part)
+        size = int.from_bytes(await _exactly(link, HEAD), "big")
+        if size > _MAX_HEAD:
+            raise EOFError
+        answer: dict[str, Any] = json.loads(await _exactly(link, size))
+        if "error" in answer:
+            raise ApiError(*answer["error"])
+        return await _clip(link, answer, self._config.max_decoded_bytes)
+
+    @asynccontextmanager
+    async def _process(self) -> AsyncIterator[tuple[socket.socket, int]]:
+        """A fresh decoding process; killed on the way out if it still runs."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with ours:
+            with theirs:
+                handle = await self._fork(theirs)
+            try:
+                yield ours, handle
+            finally:
+                try:
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass  # it has ended by itself
+                finally:
+                    os.close(handle)
+
+    async def _fork(self, link: socket.socket) -> int:
+        """A pidfd of a new child of the template, which is started afresh if it has died."""
+        async with self._starting:
+            for last in (False, True):
+                if self._template is None or self._template.poll() is not None or self._control is None:
+                    self.close()
+                    await asyncio.to_thread(self._start)
+                assert self._control is not None
+                try:
+                    return await asyncio.to_thread(_request_fork, self._control, link)
+                except (EOFError, OSError):
+                    self.close()
+                    if last:
+                        raise
+        raise AssertionError("the loop returns or raises")
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # An environment of its own: no tokens, no proxies.
+        environment = {
+            "PATH": os.defpath,
+            "LANG": "C.UTF-8",
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+        with theirs:
+            self._template = subprocess.Popen(
+                [sys.executable, "-m", "serving.media.template", str(theirs.fileno())],
+                env=environment,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        ours.settimeout(60.0)
+        self._control = ours
+
+
+def _request_fork(control: socket.socket, link: socket.socket) -> int:
+    socket.send_fds(control, [b"1"], [link.fileno()])
+    _, handles, _, _ = socket.recv_fds(control, 1, 1)
+    if not handles:
+        raise EOFError
+    return handles[0]
+
+
+async def _clip(link: socket.socket, answer: dict[str, Any], max_bytes: int) -> Clip:
+    """The frames behind the head. A lying decoder is refused."""
+    shape = tuple(int(side) for side in answer["shape"])
+    if len(shape) != 4 or shape[3] != 3 or min(shape) < 1 or np.prod(shape, dtype=object) > max_bytes:
+        raise EOFError
+    frames = np.empty(shape, dtype=np.uint8)
+    await _fill(link, frames.data.cast("B"))
+    return Clip(
+        frames=frames,
+        timestamps=tuple(map(float, answer["timestamps"])),
+        duration_s=float(answer["duration_s"]),
+        fps=float(answer["fps"]),
+        key=str(answer["key"]),
+        fetch_s=float(answer["fetch_s"]),
+        decode_s=float(answer["decode_s"]),
+    )
+
+
+async def _exactly(link: socket.socket, count: int) -> bytes:
+    buffer = bytearray(count)
+    await _fill(link, memoryview(buffer))
+    return bytes(buffer)
+
+
+async def _fill(link: socket.socket, view: memoryview) -> None:
+    loop = asyncio.get_running_loop()
+    while view:
+        got = await loop.sock_recv_into(link, view)
+        if not got:
+            raise EOFError
+        view = view[got:]
