@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cacovid.errors import UserError
-from cluster.commands import compress, config, data, demo, embedded, evaluate, train
+from cluster.commands import compress, config, data, demo, embedded, evaluate, plan, train
 
 app = typer.Typer(
     name="cacovid",
@@ -21,6 +21,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("compress")(compress.compress)
 app.command("demo")(demo.demo)
 app.command("config")(config.config)
+app.command("plan")(plan.plan)
 app.add_typer(embedded.app, name="embedded")
 app.add_typer(data.app, name="data")
 

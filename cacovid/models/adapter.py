@@ -132,6 +132,13 @@ class VideoLLM(ABC):
         Raises:
             BadItem: ``frames`` is not such an array or ``fps`` is not positive.
         """
+        inputs, placeholder = self.preprocess(frames, fps)
+        # A caller's inference mode would make tensors that a policy could not learn from.
+        with torch.inference_mode(False), torch.no_grad():
+            return self._run_tower(inputs, placeholder, fps).to(self.device, self.dtype)
+
+    def preprocess(self, frames: NDArray[np.uint8], fps: float) -> tuple[Mapping[str, Any], str]:
+        """The processor's output for one clip, and the text that stands for the clip in a prompt."""
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
             raise BadItem(f"frames of shape {frames.shape} and type {frames.dtype}: give (T, H, W, 3) uint8, T >= 1")
         if not fps > 0:
@@ -148,10 +155,7 @@ class VideoLLM(ABC):
             return_tensors="pt",
             **self._video_kwargs(),
         )
-        placeholder = inputs["text_replacement_offsets"][0][0]["replacement"]
-        # A caller's inference mode would make tensors that a policy could not learn from.
-        with torch.inference_mode(False), torch.no_grad():
-            return self._run_tower(inputs, placeholder, fps).to(self.device, self.dtype)
+        return inputs, inputs["text_replacement_offsets"][0][0]["replacement"]
 
     def encode_chat(self, messages: Sequence[Message], clips: Sequence[VideoFeatures]) -> Encoded:
         """Encode a chat of any number of turns, with one of ``clips`` for each ``{"type": "video"}``.

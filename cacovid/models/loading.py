@@ -32,7 +32,7 @@ def load_video_llm(config: ModelConfig) -> VideoLLM:
             device or attention kernel asked for is not there.
     """
     path = resolve_path(config.path)
-    family = _family(path, config)
+    family = FAMILIES[family_of(path, config)]
     device = resolve_device(config.device)
     disable_progress_bar()  # the command line draws its own
     try:
@@ -97,9 +97,14 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-def _family(path: str, config: ModelConfig) -> type[VideoLLM]:
+def family_of(path: str, config: ModelConfig) -> str:
+    """The model type of a folder or hub id, one of :data:`FAMILIES`.
+
+    Raises:
+        UserError: No configuration can be read there, or its type has no adapter.
+    """
     try:
-        model_type = AutoConfig.from_pretrained(path, revision=config.revision).model_type
+        model_type: str = AutoConfig.from_pretrained(path, revision=config.revision).model_type
     except OSError as error:
         raise UserError(
             f"cannot read the configuration of {config.path!r}: {_first_line(error)} "
@@ -109,7 +114,7 @@ def _family(path: str, config: ModelConfig) -> type[VideoLLM]:
         raise UserError(f"{config.path!r}: {_first_line(error)} {_known_types()}") from error
     if model_type not in FAMILIES:
         raise UserError(f"model type {model_type!r} of {config.path!r} has no adapter. {_known_types()}")
-    return FAMILIES[model_type]
+    return model_type
 
 
 def _known_types() -> str:

@@ -1,0 +1,180 @@
+"""A plan for a configured run: what an actor and a learner hold and compute, and which GPUs they fit.
+
+Shape legend: G combinations, k retained tokens, N video tokens, Lt text columns, L = N + Lt.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from cacovid.config import TrainConfig
+from cacovid.planning.backbone import Model, VideoShape, known_backbones
+from cacovid.planning.counts import (
+    PolicyCost,
+    cache_bytes_per_token,
+    layer_bytes,
+    parameter_counts,
+    policy_cost,
+    prefill_flops,
+    tower_flops,
+)
+from cacovid.planning.gpus import CONTEXT_BYTES, GPUS, Fit, fit
+from cacovid.planning.local import local_shapes
+from cacovid.records import TokenGrid
+
+PROMPT_TEXT = 96  # columns of a question with options and chat markers, beside those of each step
+MOST_LEARNERS = 64
+
+
+@dataclass(frozen=True)
+class ReplicaPlan:
+    """One frozen Video-LLM for scoring."""
+
+    parameters: dict[str, int]
+    weight_bytes: int
+    encode_flops: int  # one clip
+    encode_bytes: int  # working memory of the tower
+    full_flops: int  # answering one prompt with all video tokens, prefill
+    kept_flops: int  # answering one combination of a rollout, prefill
+    scoring_bytes: int  # working memory of one scoring batch with its logits
+    cache_bytes: int  # keys and values while one batch of answers is generated
+    item_bytes: int  # embeddings of one item
+
+    @property
+    def total_bytes(self) -> int:
+        """Weights, the larger of both working sets, one item and the process."""
+        working = max(self.encode_bytes, self.scoring_bytes + self.cache_bytes)
+        return self.weight_bytes + working + self.item_bytes + CONTEXT_BYTES
+
+
+@dataclass(frozen=True)
+class LearnerPlan:
+    """One learner process of a group."""
+
+    state_bytes: tuple[int, ...]  # of one of 1, 2, ... learners: weights, gradients, optimiser
+    activation_bytes: int  # one micro-batch
+    prompts_per_micro_batch: int
+
+    def total_bytes(self) -> list[int]:
+        """Memory of one of 1, 2, ... learners."""
+        return [state + self.activation_bytes + CONTEXT_BYTES for state in self.state_bytes]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about a run that its shapes decide."""
+
+    grid: TokenGrid
+    text: int  # Lt
+    kept: int  # k of the largest rollout batch
+    replica: ReplicaPlan
+    policy: PolicyCost
+    learner: LearnerPlan
+    rollout_flops: int  # one training step, all actors
+    learning_flops: int  # one training step, all learners
+    replay_items: int  # questions that the replay's byte bound holds
+    fits: tuple[Fit, ...]
+
+    @property
+    def actors_per_learner(self) -> float:
+        """Actors that keep one learner of the same GPU busy, by operations alone."""
+        return self.rollout_flops / self.learning_flops
+
+
+def make_plan(config: TrainConfig, width: int = 640, height: int = 360) -> Plan:
+    """Plan ``config`` for clips of ``width`` x ``height`` pixels (families with a fixed grid ignore them).
+
+    Raises:
+        UserError: No shape of ``config.model.path`` is shipped, and nothing can be read from there.
+    """
+    known = known_backbones()
+    if config.model.path in known:
+        shipped = known[config.model.path]
+        model, video = shipped.meta_model(), shipped.video
+    else:
+        model, video = local_shapes(config.model, width, height)
+    grid = video.token_grid(config.model.num_frames, width, height)
+    text = PROMPT_TEXT + grid.frames * video.text_per_step
+    per_frame = max(config.sampling.tokens_per_frame or (round(config.sampling.rate * grid.per_frame), 1))
+    kept = per_frame * grid.frames
+    replica = _replica(config, video, model, grid, text, kept)
+    learns_in = torch.float32 if config.learners.bf16 == "off" else torch.bfloat16
+    policy = policy_cost(config.policy, model, grid, text, learns_in)
+    learner = _learner(config, policy, grid.tokens + text)
+    rollout, learning = _step_flops(config, replica, policy)
+    return Plan(
+        grid=grid,
+        text=text,
+        kept=kept,
+        replica=replica,
+        policy=policy,
+        learner=learner,
+        rollout_flops=rollout,
+        learning_flops=learning,
+        replay_items=min(config.objective.replay_items, config.objective.replay_bytes // replica.item_bytes),
+        fits=tuple(fit(gpu, _actor_bytes(replica, policy), learner.total_bytes()) for gpu in GPUS),
+    )
+
+
+def _replica(
+    config: TrainConfig,
+    video: VideoShape,
+    model: Model,
+    grid: TokenGrid,
+    text: int,
+    kept: int,
+) -> ReplicaPlan:
+    parameters = parameter_counts(model)
+    size = 4 if config.model.dtype == "float32" else 2  # a GPU's 'auto' is bfloat16
+    decoder, vision = model.get_decoder().config, model.config.vision_config
+    length = text + kept
+    rows = max(length, min(config.model.max_batch_tokens, config.sampling.group * length))
+    prompts = rows // length
+    tower_rows = video.patches(grid) * grid.frames
+    generating = max(1, config.model.max_batch_tokens // (length + config.model.max_new_tokens))
+    generating = min(generating, config.sampling.group)
+    per_token = cache_bytes_per_token(decoder, size)
+    return ReplicaPlan(
+        parameters=parameters,
+        weight_bytes=sum(parameters.values()) * size,
+        encode_flops=tower_flops(model, video, grid),
+        encode_bytes=layer_bytes(tower_rows, vision.hidden_size, vision.intermediate_size, size),
+        full_flops=prefill_flops(model, grid.tokens + text),
+        kept_flops=prefill_flops(model, length),
+        scoring_bytes=layer_bytes(rows, decoder.hidden_size, decoder.intermediate_size, size)
+        + 2 * prompts * decoder.vocab_size * 4,
+        cache_bytes=generating * (length + config.model.max_new_tokens) * per_token,
+        item_bytes=(grid.tokens + text) * decoder.hidden_size * size,
+    )
+
+
+def _learner(config: TrainConfig, policy: PolicyCost, length: int) -> LearnerPlan:
+    size = 4 if config.learners.bf16 == "off" else 2
+    # DeepSpeed keeps float32 masters and two moments beside bfloat16 weights, two moments beside float32 ones.
+    optimiser = 8 if size == 4 else 12
+    stage = config.learners.zero_stage
+    states = []
+    for count in range(1, MOST_LEARNERS + 1):
+        weights = size / (count if stage >= 3 else 1)
+        gradients = size / (count if stage >= 2 else 1)
+        states.append(int(policy.parameters * (weights + gradients + optimiser / (count if stage >= 1 else 1))))
+    prompts = max(1, config.learners.micro_batch_tokens // length)
+    return LearnerPlan(tuple(states), prompts * policy.saved_bytes, prompts)
+
+
+def _step_flops(config: TrainConfig, replica: ReplicaPlan, policy: PolicyCost) -> tuple[int, int]:
+    """Operations of one training step: (rollouts, learning). A backward pass counts twice its forward."""
+    combinations = config.sampling.group * config.sampling.inner_iterations
+    item = replica.encode_flops + policy.forward_flops + combinations * replica.kept_flops
+    objective = config.objective
+    replayed = objective.kind == "credit" and objective.replay_bytes > 0 and objective.replay_items > 0
+    if replayed:
+        prompts = objective.replay_updates * objective.replay_batch
+    else:
+        prompts = config.run.items_per_step * config.sampling.inner_iterations
+    return config.run.items_per_step * item, 3 * prompts * policy.forward_flops
+
+
+def _actor_bytes(replica: ReplicaPlan, policy: PolicyCost) -> int:
+    """A replica with its own copy of the policy, which runs without keeping activations."""
+    return replica.total_bytes + 4 * policy.parameters
