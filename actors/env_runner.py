@@ -1,4 +1,4 @@
-"""The rollout actor: an RLlib EnvRunner around one frozen Video-LLM replica.
+"""The rollout actor: an RLlib EnvRunner around one frozen Video-LLM reader.
 
 The problem is a contextual bandit with combinatorial actions: there is no gym environment, so the
 spaces are dummies and ``sample`` takes the task that the driver hands out.
@@ -21,10 +21,10 @@ from ray.rllib.utils.checkpoints import Checkpointable
 from actors.task import EncodeTask, RolloutTask, SetAside, TaskResult
 from cacovid.config import TrainConfig
 from cacovid.errors import BadItem
+from cacovid.item_reader import ItemReader
 from cacovid.model_policy import policy_for
 from cacovid.policy.base import CompressionPolicy
 from cacovid.records import RolloutRecord, VideoQuestion
-from cacovid.replica import Replica
 from cacovid.rollout import RolloutRequest, roll_out
 
 Space: TypeAlias = gymnasium.Space[Any]
@@ -41,41 +41,41 @@ class RolloutEnvRunner(EnvRunner, Checkpointable):  # type: ignore[misc]
         super().__init__(config=config, **kwargs)
         self.train_config: TrainConfig = config.train_config()
         self.cache_dir: str | None = config.cache_dir
-        self._replica: Replica | None = None
+        self._reader: ItemReader | None = None
         self._policy: CompressionPolicy | None = None
         self._policy_version: int | None = None
         if self.worker_index:
             torch.set_num_threads(self.train_config.actors.threads)
             self._load()
 
-    def _load(self) -> tuple[Replica, CompressionPolicy]:
-        if self._replica is None or self._policy is None:
+    def _load(self) -> tuple[ItemReader, CompressionPolicy]:
+        if self._reader is None or self._policy is None:
             cfg = self.train_config
-            self._replica = Replica.load(cfg.model, cfg.data, Path(self.cache_dir) if self.cache_dir else None)
-            video_llm = self._replica.video_llm
+            self._reader = ItemReader.load(cfg.model, cfg.data, Path(self.cache_dir) if self.cache_dir else None)
+            video_llm = self._reader.video_llm
             self._policy = policy_for(video_llm, cfg).to(video_llm.device).eval()
-        return self._replica, self._policy
+        return self._reader, self._policy
 
     def sample(self, task: RolloutTask | EncodeTask | None = None, **kwargs: Any) -> TaskResult:  # noqa: ANN401
         """Roll out one task. Bad items are set aside; any other failure comes back in ``error``."""
         if task is None:
             raise ValueError("sample() needs a task: the CPO algorithm hands them out")
         started = time.perf_counter()
-        replica, policy = self._load()
-        encoded_before = replica.encode_seconds
+        reader, policy = self._load()
+        encoded_before = reader.encode_seconds
         try:
-            outcome = self._run(task, replica, policy)
+            outcome = self._run(task, reader, policy)
         except Exception:  # noqa: BLE001 - an exception would end the actor and lose its cause; the driver decides
             outcome = {"error": traceback.format_exc()}
         return TaskResult(
             key=task.key,
             worker_index=self.worker_index or 0,
             seconds=time.perf_counter() - started,
-            encode_seconds=replica.encode_seconds - encoded_before,
+            encode_seconds=reader.encode_seconds - encoded_before,
             **outcome,
         )
 
-    def _run(self, task: RolloutTask | EncodeTask, replica: Replica, policy: CompressionPolicy) -> dict[str, Any]:
+    def _run(self, task: RolloutTask | EncodeTask, reader: ItemReader, policy: CompressionPolicy) -> dict[str, Any]:
         aside: list[SetAside] = []
         records: list[RolloutRecord] = []
         inputs = {}
@@ -84,15 +84,15 @@ class RolloutEnvRunner(EnvRunner, Checkpointable):  # type: ignore[misc]
         for item in task.items:
             try:
                 if isinstance(task, EncodeTask):
-                    inputs[item.id] = replica.encode(item).policy_input().cpu()
+                    inputs[item.id] = reader.encode(item).policy_input().cpu()
                 else:
-                    records.append(self._roll_out(item, task, replica, policy))
+                    records.append(self._roll_out(item, task, reader, policy))
             except BadItem as error:
                 aside.append(SetAside(item, str(error)))
         return {"records": tuple(records), "inputs": inputs, "set_aside": tuple(aside)}
 
     def _roll_out(
-        self, item: VideoQuestion, task: RolloutTask, replica: Replica, policy: CompressionPolicy
+        self, item: VideoQuestion, task: RolloutTask, reader: ItemReader, policy: CompressionPolicy
     ) -> RolloutRecord:
         cfg = self.train_config
         request = RolloutRequest(
@@ -103,7 +103,7 @@ class RolloutEnvRunner(EnvRunner, Checkpointable):  # type: ignore[misc]
             max_new_tokens=cfg.model.max_new_tokens,
             positions=cfg.model.positions,
         )
-        return roll_out(replica.video_llm, policy, replica.encode(item), item, cfg.sampling, request)
+        return roll_out(reader.video_llm, policy, reader.encode(item), item, cfg.sampling, request)
 
     def _use_weights(self, task: RolloutTask, policy: CompressionPolicy) -> None:
         """Load the task's weights unless in use; compared by '!=', since a restore may roll them back."""

@@ -20,12 +20,12 @@ from rich.table import Table
 from actors.task import RolloutTask
 from cacovid.config import TrainConfig
 from cacovid.config_files import with_overrides
+from cacovid.item_reader import ItemReader
 from cacovid.model_policy import policy_for
 from cacovid.objective.loss import batch_loss
 from cacovid.policy.base import CompressionPolicy
 from cacovid.policy.batch import collate
 from cacovid.records import RolloutRecord
-from cacovid.replica import Replica
 from cacovid.rollout import RolloutRequest, roll_out
 from cluster.algorithm import CPO
 from cluster.config import CPOConfig
@@ -39,9 +39,9 @@ CLIPS = 64
 
 @dataclass(frozen=True)
 class Plain:
-    """One process with a replica and a policy, and nothing else."""
+    """One process with a reader and a policy, and nothing else."""
 
-    replica: Replica
+    reader: ItemReader
     policy: CompressionPolicy
     config: TrainConfig
 
@@ -51,9 +51,7 @@ class Plain:
             self.config.run.seed, step, 0, 2, self.config.model.max_new_tokens, self.config.model.positions
         )
         return [
-            roll_out(
-                self.replica.video_llm, self.policy, self.replica.encode(item), item, self.config.sampling, request
-            )
+            roll_out(self.reader.video_llm, self.policy, self.reader.encode(item), item, self.config.sampling, request)
             for item in algorithm.order.of_step(step)
         ]
 
@@ -103,8 +101,8 @@ def main() -> None:
 
 
 def _plain(config: TrainConfig) -> Plain:
-    replica = Replica.load(config.model, config.data, None)
-    return Plain(replica, policy_for(replica.video_llm, config), config)
+    reader = ItemReader.load(config.model, config.data, None)
+    return Plain(reader, policy_for(reader.video_llm, config), config)
 
 
 def _rollouts(console: Console, algorithm: CPO, config: TrainConfig) -> None:
@@ -152,7 +150,8 @@ def _learner(console: Console, algorithm: CPO, config: TrainConfig) -> None:
     def in_process() -> None:
         plain.update(optimizer, records)
 
-    through_group(), in_process()
+    in_process()
+    through_group()
     rounds = [(seconds(in_process), seconds(through_group)) for _ in range(4 * ROUNDS)]
     table = Table(title=f"one optimiser step on {len(records)} questions, median of {len(rounds)} rounds")
     for name in ("", "milliseconds", "ratio to plain PyTorch (min - max)"):

@@ -19,10 +19,10 @@ from cacovid.embedded.dataset import TABLE, write_dataset
 from cacovid.embedded.splits import split_seeds
 from cacovid.errors import UserError
 from cacovid.evaluation.evaluate import check_retentions, evaluate
-from cacovid.evaluation.reader import ItemReader
 from cacovid.evaluation.registry import KNOWN, POLICY, UNTRAINED, build_methods, check_names, check_needs
 from cacovid.evaluation.report import write_report
 from cacovid.evaluation.result import EvaluationResult
+from cacovid.item_reader import ItemReader
 from cacovid.models.loading import load_video_llm
 from cacovid.policy.base import CompressionPolicy
 from cacovid.records import VideoQuestion

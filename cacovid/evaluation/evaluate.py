@@ -17,9 +17,9 @@ from cacovid.errors import BadItem, UserError
 from cacovid.evaluation.awareness import question_awareness
 from cacovid.evaluation.baselines import evidence_cells
 from cacovid.evaluation.methods import EvaluationCase, PolicyMethod, ScoringMethod, SelectionMethod
-from cacovid.evaluation.reader import ItemReader
 from cacovid.evaluation.registry import UNTRAINED
 from cacovid.evaluation.result import EvaluationResult, Row, Tally
+from cacovid.item_reader import ItemReader
 from cacovid.records import VideoQuestion
 from cacovid.scoring import score
 from cacovid.selection import budget

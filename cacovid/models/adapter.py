@@ -109,12 +109,12 @@ class VideoLLM(ABC):
         return text_digest(self.fingerprint, stable_json(preprocessing), str(self.dtype))
 
     def encode(
-        self, frames: NDArray[np.uint8], prompt: str, *, fps: float = 1.0, features: VideoFeatures | None = None
+        self, frames: NDArray[np.uint8] | None, prompt: str, *, fps: float = 1.0, features: VideoFeatures | None = None
     ) -> Encoded:
         """Encode one user turn: the clip, then ``prompt``.
 
         Args:
-            frames: (T, H, W, 3) uint8 RGB; not looked at when ``features`` are given.
+            frames: (T, H, W, 3) uint8 RGB; None when ``features`` are given.
             prompt: The question with its options.
             fps: Frames per second of ``frames``, for families that tell the model the time.
             features: The clip's features from an earlier :meth:`watch`; pixels and tower are skipped.
@@ -122,9 +122,11 @@ class VideoLLM(ABC):
         Raises:
             BadItem: Unusable frames, or a prompt that contains the model's own placeholder tokens.
         """
-        clip = self.watch(frames, fps=fps) if features is None else features
+        if features is None:
+            assert frames is not None, "give frames or features"
+            features = self.watch(frames, fps=fps)
         content = [{"type": "video"}, {"type": "text", "text": prompt}]
-        return self.encode_chat([{"role": "user", "content": content}], [clip])
+        return self.encode_chat([{"role": "user", "content": content}], [features])
 
     def watch(self, frames: NDArray[np.uint8], *, fps: float = 1.0) -> VideoFeatures:
         """Run processor, vision tower and projector on one clip (T, H, W, 3) uint8.

@@ -14,10 +14,10 @@ from cacovid.data.skipped import SkippedItems
 from cacovid.errors import BadItem, UserError
 from cacovid.evaluation.evaluate import evaluate
 from cacovid.evaluation.methods import EvaluationCase, PolicyMethod
-from cacovid.evaluation.reader import ItemReader
 from cacovid.evaluation.registry import build_methods
 from cacovid.evaluation.report import as_json, as_markdown, write_report
 from cacovid.evaluation.result import EvaluationResult, Tally
+from cacovid.item_reader import ItemReader
 from cacovid.model_policy import policy_for
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.loading import load_video_llm
