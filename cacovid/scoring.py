@@ -52,7 +52,9 @@ def score(
     )
 
 
-def _score_options(video_llm: VideoLLM, encoded: Encoded, item: VideoQuestion, keep: Tensor, positions: Positions) -> Scores:
+def _score_options(
+    video_llm: VideoLLM, encoded: Encoded, item: VideoQuestion, keep: Tensor, positions: Positions
+) -> Scores:
     letters = option_letters(len(item.options))
     if item.answer not in letters:
         raise BadItem(f"answer {item.answer!r} of item {item.id!r} is none of its options {', '.join(letters)}")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from cacovid.config import TrainConfig
 from cacovid.config_files import with_overrides
 from cacovid.errors import UserError
