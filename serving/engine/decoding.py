@@ -1,0 +1,162 @@
+"""Drawing tokens for several requests at once, and turning them into text as they come.
+
+Shape legend: B requests, V vocabulary.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, StoppingCriteria
+
+from cacovid.seeding import generator
+from serving.engine.records import Decoding, FinishReason
+
+
+class RowSampler(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
+    """Draws each row with its own temperature, nucleus and generator.
+
+    Adding Gumbel noise to logits / temperature makes the argmax a draw from their softmax, so that
+    greedy generation draws; rows do not depend on which others share their batch.
+    """
+
+    def __init__(self, rows: Sequence[Decoding]) -> None:
+        self._rows = rows
+        self._generators = [generator("serving", row.seed) for row in rows]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, V) scores whose argmax is the token drawn."""
+        drawn = scores.clone()
+        for place, (row, source) in enumerate(zip(self._rows, self._generators, strict=True)):
+            if row.temperature > 0:
+                logits = _nucleus(scores[place] / row.temperature, row.top_p)
+                uniform = torch.rand(logits.shape, generator=source, dtype=torch.float64).clamp_min(1e-300)
+                drawn[place] = logits - (-uniform.log()).log().to(logits)
+        return drawn
+
+
+def _nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """(V,) logits with all but the likeliest tokens that hold ``top_p`` of the mass at -inf."""
+    if top_p >= 1:
+        return logits
+    ordered, order = logits.sort(descending=True)
+    before = ordered.softmax(0).cumsum(0) - ordered.softmax(0)
+    return logits.index_fill(0, order[before >= top_p], float("-inf"))
+
+
+class TextAssembler:
+    """Text of one answer, token by token, cut before the first stop string.
+
+    Text is held back while it may still be the beginning of a stop string or of a character.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:  # noqa: ANN401
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._tokens: list[int] = []
+        self._begin = self._read = 0  # tokens before _begin are settled; up to _read they have been turned into text
+        self._held = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """The text that became certain with ``token``."""
+        self._tokens.append(token)
+        known = self._decode(self._tokens[self._begin : self._read])
+        whole = self._decode(self._tokens[self._begin :])
+        if whole.endswith("\ufffd"):
+            return ""  # in the middle of a character
+        self._begin, self._read = self._read, len(self._tokens)
+        return self._settle(self._held + whole[len(known) :])
+
+    def finish(self) -> str:
+        """What was held back, at the end of the answer."""
+        rest = self._decode(self._tokens[self._begin :])[len(self._decode(self._tokens[self._begin : self._read])) :]
+        text = self._settle(self._held + rest)
+        if self.stopped:
+            return text
+        text, self._held = text + self._held, ""
+        return text
+
+    def _decode(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def _settle(self, text: str) -> str:
+        ends = [text.find(stop) for stop in self._stop if stop in text]
+        if ends:
+            self.stopped = True
+            self._held = ""
+            return text[: min(ends)]
+        held = max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest beginning of ``stop`` that ``text`` ends with."""
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
+
+
+class Row:
+    """One answer that is being generated."""
+
+    def __init__(
+        self,
+        decoding: Decoding,
+        tokenizer: Any,  # noqa: ANN401
+        say: Callable[[str], None],
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self.decoding = decoding
+        self.tokens = 0
+        self.reason: FinishReason | None = None
+        self.first_token_s = 0.0
+        self.generate_s = 0.0
+        self._text = TextAssembler(tokenizer, decoding.stop)
+        self._say = say
+        self._cancelled = cancelled
+
+    @property
+    def done(self) -> bool:
+        """Whether no further token is wanted."""
+        return self.reason is not None
+
+    def take(self, token: int, ends: Sequence[int], elapsed_s: float) -> None:
+        """One more token of this row, ``elapsed_s`` after its batch began."""
+        self.first_token_s = self.first_token_s or elapsed_s
+        self.generate_s = elapsed_s
+        if token in ends:
+            self._end("stop")
+            return
+        self.tokens += 1
+        text = self._text.push(token)
+        if text:
+            self._say(text)
+        if self._text.stopped:
+            self.reason = "stop"
+        elif self.tokens >= self.decoding.max_tokens or self._cancelled():
+            self._end("length")
+
+    def _end(self, reason: FinishReason) -> None:
+        rest = self._text.finish()
+        if rest:
+            self._say(rest)
+        self.reason = "stop" if self._text.stopped else reason
+
+
+class RowWatcher(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped
+    """Hands each new token to its row as soon as it is drawn, and stops rows that are done."""
+
+    def __init__(self, rows: Sequence[Row], ends: Sequence[int]) -> None:
+        self._rows = rows
+        self._ends = ends
+        self._started = time.perf_counter()
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        """(B,) True for rows that are done."""
+        elapsed = time.perf_counter() - self._started
+        for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
+            if not row.done:
+                row.take(token, self._ends, elapsed)
+        return torch.tensor([row.done for row in self._rows], device=input_ids.device)

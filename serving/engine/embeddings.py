@@ -1,0 +1,62 @@
+"""Compressed prompts as tensors for other engines.
+
+Shape legend: k retained tokens, M pinned rows, S columns of the compressed prompt, D width.
+"""
+
+import io
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from cacovid.models.adapter import VideoLLM
+from cacovid.models.encoded import Encoded, Positions
+from cacovid.models.packing import kept_columns
+from serving.errors import invalid
+
+
+def kept_embeddings(video_llm: VideoLLM, encoded: Encoded, kept: Tensor) -> bytes:
+    """safetensors: 'embeddings' (k, D), 'indices' (k,), 'pinned' (M, D), and 'deepstack.i' (k, D) where there are."""
+    tensors = {
+        "embeddings": encoded.features[kept],
+        "indices": kept,
+        "pinned": encoded.pinned,
+        **{f"deepstack.{level}": rows[kept] for level, rows in enumerate(encoded.deepstack)},
+    }
+    metadata = {
+        "model_fingerprint": video_llm.fingerprint,
+        "model_type": video_llm.kind,
+        "grid": ",".join(map(str, encoded.grid)),
+    }
+    return save({name: rows.detach().cpu().contiguous() for name, rows in tensors.items()}, metadata)
+
+
+def prompt_embeds(video_llm: VideoLLM, encoded: Encoded, kept: Tensor, positions: Positions) -> bytes:
+    """What vLLM's ``/v1/completions`` takes as ``prompt_embeds`` (before base64): torch.save of (S, D).
+
+    That interface numbers positions 0..S-1 and knows rows of embeddings only, so that it is exact for
+    models with one position per token, without further tower levels, in 'contiguous' mode.
+
+    Raises:
+        ApiError: 422 where the answer would differ.
+    """
+    if encoded.position_ids.shape[0] > 1:
+        raise invalid("include", f"prompt_embeds would lose the M-RoPE positions of {video_llm.kind}: use this service")
+    if encoded.deepstack:
+        raise invalid("include", f"prompt_embeds would lose the deepstack levels of {video_llm.kind}: use this service")
+    if positions != "contiguous":
+        raise invalid(
+            "compression.positions", "prompt_embeds are numbered without gaps: ask for positions 'contiguous'"
+        )
+    rows = dense_prompt(encoded, kept).detach().cpu().contiguous()
+    buffer = io.BytesIO()
+    torch.save(rows, buffer)
+    return buffer.getvalue()
+
+
+def dense_prompt(encoded: Encoded, kept: Tensor) -> Tensor:
+    """(S, D) embeddings of every column that remains, in prompt order."""
+    whole = encoded.features.new_empty(encoded.length, encoded.features.shape[1])
+    whole[encoded.text_columns] = encoded.text_embeds.to(whole.dtype)
+    whole[encoded.video_columns] = encoded.features
+    return whole[kept_columns(encoded, kept[None].to(encoded.input_ids.device))[0]]

@@ -1,0 +1,274 @@
+"""One Video-LLM that compresses and answers for any number of policies, several requests at once.
+
+A batch runs in these steps: encode each request (towers of cached clips are skipped); score the
+requests of one policy and one token grid together; select; answer together those that keep equally
+many tokens (their prompts may differ in length: they are padded on the left).
+
+Shape legend: B requests, k retained tokens.
+"""
+
+import io
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import LogitsProcessorList, StoppingCriteriaList
+
+from cacovid.errors import UserError
+from cacovid.models.adapter import VideoLLM
+from cacovid.policy.base import CompressionPolicy
+from serving.config import EngineConfig
+from serving.engine.decoding import Row, RowSampler, RowWatcher
+from serving.engine.embeddings import kept_embeddings, prompt_embeds
+from serving.engine.join import join
+from serving.engine.prompts import Prompt, PromptBuilder, methods_of, score
+from serving.engine.records import (
+    POLICY,
+    Compressed,
+    Delta,
+    EngineRequest,
+    Event,
+    Failed,
+    Finished,
+    ModelCard,
+    Started,
+    Timings,
+)
+from serving.errors import ApiError, invalid, overloaded
+from serving.media.records import Clip
+
+logger = logging.getLogger("cacovid.serving.engine")
+
+
+@dataclass(eq=False)
+class Job:
+    """One request in the engine's hands; ``emit`` takes its events from the engine's thread."""
+
+    request: EngineRequest
+    clips: Sequence[Clip]
+    emit: Callable[[Event], None]
+    submitted: float = field(default_factory=time.perf_counter)
+    started: float = 0.0
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def timings(self, prompt: Prompt, policy_s: float, row: Row | None = None) -> Timings:
+        """Seconds of every stage so far."""
+        return Timings(
+            queue=self.started - self.submitted,
+            fetch=sum(clip.fetch_s for clip in self.clips),
+            decode=sum(clip.decode_s for clip in self.clips),
+            encode=prompt.encode_s,
+            policy=policy_s,
+            first_token=row.first_token_s if row else 0.0,
+            generate=row.generate_s if row else 0.0,
+        )
+
+
+Pending = tuple[Job, Prompt]
+
+
+class Engine:
+    """Runs batches of jobs one after the other; ``run`` belongs to one thread.
+
+    Args:
+        video_llm: the frozen Video-LLM, shared by all policies.
+        config: limits and sizes.
+        base_id: model id that stands for the model without a policy.
+    """
+
+    def __init__(self, video_llm: VideoLLM, config: EngineConfig, base_id: str) -> None:
+        self.video_llm = video_llm
+        self._config = config
+        self._base_id = base_id
+        self._policies: dict[str, CompressionPolicy] = {}
+        self._builder = PromptBuilder(video_llm, config)
+
+    def load_policies(self, folders: Mapping[str, str]) -> None:
+        """Serve the policies of ``folders`` (model id -> folder) from the next batch on, and no others.
+
+        The Video-LLM stays as it is. On an error the policies served so far stay too.
+
+        Raises:
+            UserError: a folder without a policy, or a policy for another model.
+        """
+        loaded: dict[str, CompressionPolicy] = {}
+        for name, folder in folders.items():
+            policy = CompressionPolicy.from_pretrained(folder)
+            policy.check_model(self.video_llm.fingerprint, self.video_llm.hidden_size)
+            loaded[name] = policy.to(self.video_llm.device).eval()
+        self._policies = loaded  # one assignment: a running batch keeps the policies it looked up
+
+    def models(self) -> list[ModelCard]:
+        """Every model id: the policies in their order, then the model alone."""
+        cards = [self._card(name, policy) for name, policy in self._policies.items()]
+        return [*cards, self._card(self._base_id, None)]
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Answer ``jobs`` together; every job gets its events, the last one Finished, Compressed or Failed."""
+        pending: list[Pending] = []
+        for job in jobs:
+            with _refusals(job):
+                pending.append((job, self._encoded(job)))
+        started = time.perf_counter()
+        for group in _grouped(pending, _scored_together):
+            if group[0][1].method == POLICY:
+                score([prompt for _, prompt in group])
+        selected: list[Pending] = []
+        for job, prompt in pending:
+            with _refusals(job):
+                self._builder.select(prompt)
+                selected.append((job, prompt))
+        policy_s = time.perf_counter() - started
+        answered: list[Pending] = []
+        for job, prompt in selected:
+            if prompt.request.decoding is None:
+                with _refusals(job):
+                    job.emit(self._compressed(job, prompt, policy_s))
+            else:
+                job.emit(Started(prompt.report(job.timings(prompt, policy_s))))
+                answered.append((job, prompt))
+        for group in _grouped(answered, _answered_together):
+            for part in self._parts(group):
+                self._answer(part, policy_s)
+
+    def _encoded(self, job: Job) -> Prompt:
+        job.started = time.perf_counter()
+        if job.cancelled.is_set() or job.started - job.submitted > job.request.time_left_s:
+            raise overloaded("the request waited too long", 1)
+        return self._builder.encode(job.request, job.clips, self._policy(job.request.model))
+
+    def _policy(self, model: str) -> CompressionPolicy | None:
+        if model == self._base_id:
+            return None
+        if model not in self._policies:
+            raise ApiError(404, "model_not_found", "there is no such model here: GET /v1/models lists them", "model")
+        return self._policies[model]
+
+    def _compressed(self, job: Job, prompt: Prompt, policy_s: float) -> Compressed:
+        """The outcome of a request without decoding; raises ApiError for extras that cannot be had."""
+        encoded, extras = prompt.encoded, prompt.request.extras
+        if not job.clips:
+            raise invalid("messages", "there is no video to compress: add a video_url part")
+        kept = prompt.kept.to(self.video_llm.device)
+        return Compressed(
+            report=prompt.report(job.timings(prompt, policy_s)),
+            kept=prompt.kept.tolist(),
+            frame_budgets=torch.bincount(prompt.kept // encoded.grid.per_frame, minlength=encoded.grid.frames).tolist(),
+            token_scores=None if prompt.token_scores is None else prompt.token_scores.tolist(),
+            frame_scores=None if prompt.frame_scores is None else prompt.frame_scores.tolist(),
+            timestamps=[seconds for clip in job.clips for seconds in clip.timestamps],
+            frames_per_step=sum(len(clip.frames) for clip in job.clips) / encoded.grid.frames,
+            embeddings=kept_embeddings(self.video_llm, encoded, kept) if "embeddings" in extras else None,
+            prompt_embeds=prompt_embeds(self.video_llm, encoded, kept, prompt.positions)
+            if "prompt_embeds" in extras
+            else None,
+            frames=[_jpeg(frame) for clip in job.clips for frame in clip.frames] if "frames" in extras else [],
+        )
+
+    def _parts(self, group: list[Pending]) -> list[list[Pending]]:
+        """Batches of at most ``max_batch_tokens`` tokens (but at least one request), padding included."""
+        parts: list[list[Pending]] = []
+        longest = 0
+        for job, prompt in group:
+            assert prompt.request.decoding is not None
+            length = prompt.length + prompt.request.decoding.max_tokens
+            longest = max(longest, length)
+            if parts and longest * (len(parts[-1]) + 1) <= self._config.max_batch_tokens:
+                parts[-1].append((job, prompt))
+            else:
+                parts.append([(job, prompt)])
+                longest = length
+        return parts
+
+    def _answer(self, part: list[Pending], policy_s: float) -> None:
+        rows = [self._row(job, prompt) for job, prompt in part]
+        try:
+            self._generate([prompt for _, prompt in part], rows)
+        except torch.OutOfMemoryError:
+            logger.warning("out of memory with %d requests in a batch: lower engine.max_batch_tokens", len(part))
+            for job, _ in part:
+                job.emit(Failed(_no_memory()))
+            return
+        for (job, prompt), row in zip(part, rows, strict=True):
+            assert row.reason is not None
+            job.emit(Finished(row.reason, row.tokens, prompt.report(job.timings(prompt, policy_s, row))))
+
+    def _row(self, job: Job, prompt: Prompt) -> Row:
+        assert prompt.request.decoding is not None
+        tokenizer = self.video_llm.processor.tokenizer
+        return Row(prompt.request.decoding, tokenizer, lambda text: job.emit(Delta(text)), job.cancelled.is_set)
+
+    @torch.inference_mode()
+    def _generate(self, prompts: Sequence[Prompt], rows: Sequence[Row]) -> None:
+        """Draw tokens until every row is done."""
+        llm = self.video_llm
+        packed = [llm.pack(prompt.encoded, prompt.kept[None].to(llm.device), prompt.positions) for prompt in prompts]
+        arguments: dict[str, Any] = join(packed, pad_token=int(llm.model.generation_config.pad_token_id))
+        llm.model.generate(
+            **arguments,
+            max_new_tokens=max(row.decoding.max_tokens for row in rows),
+            use_cache=True,
+            logits_processor=LogitsProcessorList([RowSampler([row.decoding for row in rows])]),
+            stopping_criteria=StoppingCriteriaList([RowWatcher(rows, llm.end_tokens)]),
+        )
+
+    def _card(self, name: str, policy: CompressionPolicy | None) -> ModelCard:
+        model = self.video_llm.config
+        return ModelCard(
+            id=name,
+            policy=None if policy is None else policy.kind,
+            trained_steps=0 if policy is None else policy.metadata.trained_steps,
+            methods=methods_of(policy),
+            num_frames=model.num_frames,
+            positions=model.positions if policy is None else policy.metadata.positions,
+        )
+
+
+@contextmanager
+def _refusals(job: Job) -> Iterator[None]:
+    """A refusal inside is the job's last event; the batch goes on without it."""
+    try:
+        yield
+    except ApiError as error:
+        job.emit(Failed(error))
+    except UserError:  # scores that are not finite: the policy is broken, not the request
+        logger.exception("the policy of model %r cannot select", job.request.model)
+        job.emit(Failed(ApiError(500, "policy_broken", "this model's policy gives no usable scores", "model")))
+    except torch.OutOfMemoryError:
+        job.emit(Failed(_no_memory()))
+
+
+def _grouped(pending: Sequence[Pending], key: Callable[[Prompt], object]) -> list[list[Pending]]:
+    """Runs of jobs with equal keys, in order of first appearance."""
+    groups: dict[object, list[Pending]] = {}
+    for job, prompt in pending:
+        groups.setdefault(key(prompt), []).append((job, prompt))
+    return list(groups.values())
+
+
+def _scored_together(prompt: Prompt) -> object:
+    return prompt.method == POLICY, id(prompt.policy), prompt.encoded.grid
+
+
+def _answered_together(prompt: Prompt) -> object:
+    """Equally many injected rows, and equally many rows of positions."""
+    rows = len(prompt.kept) + prompt.encoded.pinned.shape[0]
+    return rows, prompt.encoded.position_ids.shape[0]
+
+
+def _no_memory() -> ApiError:
+    return overloaded("the model has no memory left for this request", 5)
+
+
+def _jpeg(frame: Any) -> bytes:  # noqa: ANN401  an image array
+    buffer = io.BytesIO()
+    picture = Image.fromarray(frame)
+    picture.thumbnail((640, 640))
+    picture.save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()

@@ -1,0 +1,208 @@
+"""A request into an encoded prompt with the tokens to keep.
+
+Shape legend: N video tokens, k retained tokens.
+"""
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from cacovid.errors import UserError
+from cacovid.evaluation.baselines import OracleEvidence
+from cacovid.evaluation.methods import EvaluationCase
+from cacovid.evaluation.registry import BASELINES
+from cacovid.models.adapter import VideoLLM
+from cacovid.models.encoded import Encoded, Positions
+from cacovid.policy.base import CompressionPolicy
+from cacovid.records import VideoQuestion
+from cacovid.selection import budget, select_tokens
+from serving.config import EngineConfig
+from serving.engine.cache import FeatureCache
+from serving.engine.records import ALL, POLICY, Compression, EngineRequest, Report, Timings
+from serving.errors import ApiError, invalid
+from serving.media.records import Clip
+
+TRAINING_FREE = tuple(name for name in BASELINES if name != OracleEvidence.name)
+_OPTION = re.compile(r"^[A-Z][.)] ", re.MULTILINE)
+
+
+@dataclass(eq=False)
+class Prompt:
+    """One request on its way: encoded, then scored and selected."""
+
+    request: EngineRequest
+    policy: CompressionPolicy | None
+    method: str
+    retention: float
+    positions: Positions
+    encoded: Encoded
+    encode_s: float
+    kept: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))  # (k,) on the CPU
+    token_scores: Tensor | None = None  # (N,)
+    frame_scores: Tensor | None = None  # (T,)
+
+    @property
+    def length(self) -> int:
+        """Columns of the compressed prompt."""
+        return self.encoded.text_length + len(self.kept)
+
+    @property
+    def next_position(self) -> int:
+        """Position id of the first answer token."""
+        original = int(self.encoded.position_ids[-1].max()) + 1 if self.encoded.position_ids.numel() else 0
+        return self.length if self.positions == "contiguous" else original
+
+    def report(self, timings: Timings) -> Report:
+        """What was kept, for the client."""
+        return Report(
+            model=self.request.model,
+            method=self.method,
+            retention=self.retention,
+            positions=self.positions,
+            grid=self.encoded.grid,
+            video_tokens=self.encoded.grid.tokens,
+            video_tokens_kept=len(self.kept),
+            prompt_tokens=self.encoded.length,
+            prompt_tokens_kept=self.length,
+            timings=timings,
+        )
+
+
+class PromptBuilder:
+    """Encodes requests for one Video-LLM. For one thread."""
+
+    def __init__(self, video_llm: VideoLLM, config: EngineConfig) -> None:
+        self._llm = video_llm
+        self._config = config
+        self._cache = FeatureCache(config.feature_cache_bytes)
+        self._baselines = {name: BASELINES[name](video_llm) for name in TRAINING_FREE}
+        tokenizer = video_llm.processor.tokenizer
+        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._control = tuple(dict.fromkeys([*added, str(video_llm.processor.video_token)]))
+        text = video_llm.model.config.get_text_config()
+        self._max_position = int(text.max_position_embeddings)
+
+    def encode(self, request: EngineRequest, clips: Sequence[Clip], policy: CompressionPolicy | None) -> Prompt:
+        """Check, run the tower where the clip is not cached, and tokenise.
+
+        Raises:
+            ApiError: wishes that do not fit, control tokens in the text, a prompt that is too long.
+        """
+        method, retention = _method(request.compression, policy, self._config.default_retention)
+        if method != ALL and not clips:
+            method, retention = ALL, 1.0  # nothing to compress
+        self._check_text(request)
+        started = time.perf_counter()
+        try:
+            features = [
+                self._cache.get(clip.key, lambda clip=clip: self._llm.watch(clip.frames, fps=clip.fps))  # type: ignore[misc]
+                for clip in clips
+            ]
+            encoded = self._llm.encode_chat(request.messages, features)
+        except UserError as error:
+            raise invalid("messages", str(error)) from error
+        if encoded.length > self._config.max_prompt_tokens:
+            raise _too_long(encoded.length, self._config.max_prompt_tokens)
+        fallback = self._llm.config.positions if policy is None else policy.metadata.positions
+        return Prompt(
+            request=request,
+            policy=policy,
+            method=method,
+            retention=retention,
+            positions=request.compression.positions or fallback,
+            encoded=encoded,
+            encode_s=time.perf_counter() - started,
+        )
+
+    def select(self, prompt: Prompt) -> None:
+        """Choose exactly ``budget(retention, N)`` tokens by the prompt's method.
+
+        Raises:
+            ApiError: no word of the question to compare with, or no room for the answer behind the prompt.
+            UserError: scores that are not finite.
+        """
+        tokens = prompt.encoded.grid.tokens
+        if prompt.method == ALL:
+            prompt.kept = torch.arange(tokens)
+        elif prompt.method == POLICY:
+            assert prompt.policy is not None
+            assert prompt.token_scores is not None
+            assert prompt.frame_scores is not None
+            selection = prompt.policy.metadata.selection
+            prompt.kept = select_tokens(
+                prompt.token_scores, prompt.frame_scores, prompt.encoded.grid, prompt.retention, selection
+            )
+        else:
+            question = _question(prompt.request)
+            if not self._llm.processor.tokenizer(question, add_special_tokens=False)["input_ids"]:
+                raise invalid("messages", "the last user message holds no word that the model knows: ask something")
+            item = VideoQuestion("", "", question, (), "", "free-form", "")
+            case = EvaluationCase(item, prompt.encoded, seed=0)
+            prompt.kept = self._baselines[prompt.method].select(case, prompt.retention).cpu()
+            assert len(prompt.kept) == budget(prompt.retention, tokens)
+        self._check_length(prompt)
+
+    def _check_length(self, prompt: Prompt) -> None:
+        """Refuse a prompt whose answer would leave the positions that the model knows."""
+        wanted = prompt.next_position + (prompt.request.decoding.max_tokens if prompt.request.decoding else 0)
+        if wanted > self._max_position:
+            raise _too_long(wanted, self._max_position)
+
+    def _check_text(self, request: EngineRequest) -> None:
+        for message in request.messages:
+            for part in message["content"]:
+                found = [token for token in self._control if token in part.get("text", "")]
+                if found:
+                    raise invalid("messages", f"the text holds the model's control token {found[0]!r}: remove it")
+
+
+def score(prompts: Sequence[Prompt]) -> None:
+    """Run one policy on prompts of one grid, all of which name it, and keep its scores."""
+    policy = prompts[0].policy
+    assert policy is not None
+    output = policy.evaluate([prompt.encoded.policy_input() for prompt in prompts])
+    for place, prompt in enumerate(prompts):
+        prompt.token_scores = output.token_scores[place].float().cpu()
+        prompt.frame_scores = output.frame_scores[place].float().cpu()
+
+
+def methods_of(policy: CompressionPolicy | None) -> tuple[str, ...]:
+    """What ``compression.method`` may be for a model id."""
+    return (*((POLICY,) if policy is not None else ()), *TRAINING_FREE, ALL)
+
+
+def _method(wish: Compression, policy: CompressionPolicy | None, default: float) -> tuple[str, float]:
+    """Method and retention; a model id without a policy keeps all tokens unless another method is named."""
+    method = wish.method or (ALL if policy is None else POLICY)
+    if method not in methods_of(policy):
+        known = ", ".join(methods_of(policy))
+        raise invalid("compression.method", f"this model has no method {method[:64]!r}: choose of {known}")
+    if method != ALL:
+        return method, default if wish.retention is None else wish.retention
+    if wish.retention not in (None, 1.0):
+        raise invalid(
+            "compression.retention", "method 'all' keeps every token: name another method, or a model with a policy"
+        )
+    return ALL, 1.0
+
+
+def _question(request: EngineRequest) -> str:
+    """The last user turn's text up to its lettered options."""
+    turns = [message for message in request.messages if message["role"] == "user"]
+    text = "\n".join(part["text"] for part in turns[-1]["content"] if part["type"] == "text") if turns else ""
+    option = _OPTION.search(text)
+    return text[: option.start()] if option else text
+
+
+def _too_long(found: int, limit: int) -> ApiError:
+    return ApiError(
+        422,
+        "context_length_exceeded",
+        f"prompt and answer need {found} tokens, at most {limit} fit: "
+        "send fewer frames, less text or a lower max_tokens",
+        "messages",
+    )

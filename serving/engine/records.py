@@ -1,0 +1,153 @@
+"""What goes into an engine and what comes out of it.
+
+Shape legend: N video tokens, T frames (temporal steps), k retained tokens.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from cacovid.models.encoded import Positions
+from cacovid.records import TokenGrid
+from serving.errors import ApiError
+
+Message = Mapping[str, Any]  # of a chat, as transformers' chat templates take them; videos as {"type": "video"}
+Extra = Literal["embeddings", "prompt_embeds", "frames"]
+FinishReason = Literal["stop", "length"]
+
+ALL = "all"  # the method that keeps every token
+POLICY = "policy"
+
+
+@dataclass(frozen=True)
+class Compression:
+    """The request's wishes; None takes the policy's or the service's own."""
+
+    retention: float | None = None
+    method: str | None = None
+    positions: Positions | None = None
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How an answer is drawn from the language model."""
+
+    max_tokens: int
+    temperature: float = 0.0  # 0: greedy
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0  # of the draws where temperature > 0
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """One question about any number of clips; with ``decoding`` it is answered, without only compressed."""
+
+    model: str
+    messages: tuple[Message, ...]
+    compression: Compression = Compression()
+    decoding: Decoding | None = None
+    extras: frozenset[Extra] = frozenset()
+    time_left_s: float = 600.0  # given up afterwards
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds of one request's stages. Requests of one batch share the time of common stages."""
+
+    queue: float = 0.0  # until its batch began
+    fetch: float = 0.0  # all clips; 0 for data URLs
+    decode: float = 0.0
+    encode: float = 0.0  # processor, vision tower, projector; 0 where the clip was cached
+    policy: float = 0.0  # scores and selection
+    first_token: float = 0.0  # prefill of the compressed prompt and one token
+    generate: float = 0.0  # all tokens, the first included
+
+    def milliseconds(self) -> dict[str, float]:
+        """By stage, as ``usage`` reports them."""
+        return {f"{name}_ms": round(1000 * seconds, 3) for name, seconds in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was kept of one request."""
+
+    model: str
+    method: str
+    retention: float
+    positions: Positions
+    grid: TokenGrid
+    video_tokens: int  # N
+    video_tokens_kept: int  # k
+    prompt_tokens: int  # before compression
+    prompt_tokens_kept: int  # what the language model reads
+    timings: Timings = Timings()
+
+
+@dataclass(frozen=True)
+class Started:
+    """The request is valid and its answer begins."""
+
+    report: Report
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Further text of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The answer is whole."""
+
+    reason: FinishReason
+    completion_tokens: int
+    report: Report
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The request was refused, before or after it began."""
+
+    error: ApiError
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed:
+    """The tokens retained for a question, with what was asked for besides."""
+
+    report: Report
+    kept: list[int]  # (k,) ascending
+    frame_budgets: list[int]  # (T,) retained tokens of each temporal step
+    token_scores: list[float] | None  # (N,) keep minus drop; None for methods without a policy
+    frame_scores: list[float] | None  # (T,)
+    timestamps: list[float]  # seconds of the sampled frames, clips one after the other
+    frames_per_step: float
+    embeddings: bytes | None = None  # safetensors
+    prompt_embeds: bytes | None = None  # torch.save of a dense tensor, for vLLM
+    frames: list[bytes] = field(default_factory=list)  # JPEG of each sampled frame
+
+
+Event = Started | Delta | Finished | Failed | Compressed
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer."""
+
+    text: str
+    finished: Finished
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """One model id that requests may name."""
+
+    id: str
+    policy: str | None  # kind of the policy; None: the model alone
+    trained_steps: int
+    methods: tuple[str, ...]
+    num_frames: int
+    positions: Positions
