@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cacovid.data.prompting import format_prompt
 from cacovid.data.table import read_questions
@@ -17,14 +16,22 @@ from cacovid.embedded.train_tower import TowerTraining
 from cacovid.errors import UserError
 
 
+def load(folder):
+    from transformers import AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText.from_pretrained(folder).eval()
+
+
 @pytest.fixture(scope="module")
 def processor():
+    from transformers import AutoProcessor
+
     return AutoProcessor.from_pretrained(shipped_model())
 
 
 @pytest.fixture(scope="module")
 def model():
-    return AutoModelForImageTextToText.from_pretrained(shipped_model()).eval()
+    return load(shipped_model())
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +110,7 @@ def test_build_writes_a_loadable_model_and_reports_its_accuracy(tmp_path):
     names = {path.name for path in tmp_path.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "build.json"} <= names
     assert "tower.safetensors" not in names
-    AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert load(tmp_path).config.model_type == "llava_onevision"
     with pytest.raises(UserError, match="already holds a model"):
         build(tmp_path, 3, TINY)
 
@@ -122,7 +129,5 @@ def test_interrupted_build_goes_on_after_the_tower_with_the_same_result(tmp_path
     build(tmp_path / "resumed", 3, TINY, progress=lambda stage, *rest: stages.append(stage))
     assert stages == ["language", "finish"]
     build(tmp_path / "whole", 3, TINY)
-    weights = [
-        AutoModelForImageTextToText.from_pretrained(tmp_path / name).state_dict() for name in ("resumed", "whole")
-    ]
+    weights = [load(tmp_path / name).state_dict() for name in ("resumed", "whole")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
