@@ -1,0 +1,82 @@
+"""A rollout is a function of (seed, step, item, weights) and rewards what the model answers."""
+
+
+import pytest
+import torch
+
+from cacovid.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
+from cacovid.data.table import read_questions
+from cacovid.embedded.dataset import TABLE, write_dataset
+from cacovid.embedded.splits import split_seeds
+from cacovid.errors import BadItem
+from cacovid.item_reader import ItemReader
+from cacovid.model_policy import policy_for
+from cacovid.records import Mode, RolloutRecord, VideoQuestion
+from cacovid.rollout import RolloutRequest, roll_out
+from cacovid.scoring import score
+
+SAMPLING = SamplingConfig(group=8)
+
+
+@pytest.fixture(scope="module")
+def item(tmp_path_factory: pytest.TempPathFactory) -> VideoQuestion:
+    folder = tmp_path_factory.mktemp("clips")
+    write_dataset(folder, split_seeds("development", 1))
+    return read_questions(folder / TABLE)[0]
+
+
+@pytest.fixture(scope="module")
+def reader() -> ItemReader:
+    return ItemReader.load(ModelConfig(), DataConfig())
+
+
+def rolled(
+    reader: ItemReader, item: VideoQuestion, sampling: SamplingConfig = SAMPLING, seed: int = 0, tokens: int | None = 2
+) -> RolloutRecord:
+    policy = policy_for(reader.video_llm, TrainConfig()).eval()
+    request = RolloutRequest(seed, 3, 2, tokens, 8, "original")
+    return roll_out(reader.video_llm, policy, reader.encode(item), item, sampling, request)
+
+
+def test_same_request_gives_the_same_record(reader: ItemReader, item: VideoQuestion) -> None:
+    one, two = rolled(reader, item), rolled(reader, item)
+    assert torch.equal(one.iterations[0].combinations.kept, two.iterations[0].combinations.kept)
+    assert torch.equal(one.iterations[0].reward, two.iterations[0].reward)
+    other = rolled(reader, item, seed=1)
+    assert not torch.equal(one.iterations[0].combinations.kept, other.iterations[0].combinations.kept)
+
+
+def test_record_says_where_it_comes_from(reader: ItemReader, item: VideoQuestion) -> None:
+    record = rolled(reader, item)
+    assert (record.item_id, record.step, record.policy_version) == (item.id, 3, 2)
+    scored = record.iterations[0]
+    assert scored.combinations.kept.shape == (8, 2 * record.input.grid.frames)
+    assert scored.reward.shape == scored.likelihood.shape == (8,)
+    assert record.nbytes() > record.input.nbytes()
+    assert bool((record.kept_mask(1).sum(dim=1) == 2 * record.input.grid.frames).all())
+
+
+def test_inner_iterations_draw_anew_from_the_same_logits(reader: ItemReader, item: VideoQuestion) -> None:
+    sampling = SamplingConfig(group=8, modes="mixed", tokens_per_frame=(), inner_iterations=3, rate=0.1)
+    record = rolled(reader, item, sampling, tokens=None)
+    kept = [scored.combinations.kept for scored in record.iterations]
+    assert len(kept) == 3
+    assert kept[0].shape != kept[1].shape or not torch.equal(kept[0], kept[1])
+    assert set(record.iterations[0].combinations.modes.tolist()) == {Mode.CONTENT, Mode.TOKEN, Mode.FRAME}
+
+
+def test_evidence_earns_the_reward_and_its_absence_does_not(reader: ItemReader, item: VideoQuestion) -> None:
+    encoded = reader.encode(item)
+    everything = torch.arange(encoded.grid.tokens)
+    evidence = torch.tensor(item.evidence)
+    others = torch.tensor([cell for cell in everything.tolist() if cell not in item.evidence])
+    with_evidence = score(reader.video_llm, encoded, item, evidence[None], 8, "original")
+    without = score(reader.video_llm, encoded, item, others[None], 8, "original")
+    assert with_evidence.reward.item() == 1
+    assert with_evidence.likelihood.item() > 0.5 > without.likelihood.item()
+
+
+def test_answer_that_is_no_option_sets_the_item_aside(reader: ItemReader, item: VideoQuestion) -> None:
+    wrong = VideoQuestion(**{**vars(item), "answer": "Q"})
+    with pytest.raises(BadItem, match="'Q'"):
+        rolled(reader, wrong)
