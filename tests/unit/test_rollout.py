@@ -1,6 +1,5 @@
 """A rollout is a function of (seed, step, item, weights) and rewards what the model answers."""
 
-
 import pytest
 import torch
 
