@@ -12,8 +12,10 @@ from cacovid.embedded.measure import chat_prompt
 from cacovid.embedded.model import new_model, pixels, shipped_model
 from cacovid.embedded.splits import DEVELOPMENT
 from cacovid.embedded.train_language import LanguageTraining
-from cacovid.embedded.train_tower import TowerTraining
+from cacovid.embedded.train_tower import TowerTraining, video_features
 from cacovid.errors import UserError
+from cacovid.evaluation.baselines import max_min_diverse
+from cacovid.selection import budget, spread_evenly
 
 
 def load(folder):
@@ -131,3 +133,19 @@ def test_interrupted_build_goes_on_after_the_tower_with_the_same_result(tmp_path
     build(tmp_path / "whole", 3, TINY)
     weights = [load(tmp_path / name).state_dict() for name in ("resumed", "whole")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("share", "uniform_misses", "diverse_misses"), [(0.05, 0.8, 0.4), (0.02, 0.9, 0.6)])
+def test_few_tokens_chosen_without_the_question_miss_most_needles(model, share, uniform_misses, diverse_misses):
+    missed = {"uniform": [], "diverse": []}
+    for seed in DEVELOPMENT[:20]:
+        clip = draw_clip(seed)
+        features = video_features(model, torch.from_numpy(clip.frames)[None])[0]
+        count = budget(share, len(features))
+        chosen = {"uniform": spread_evenly(count, len(features)), "diverse": max_min_diverse(features, count)}
+        for name, kept in chosen.items():
+            shown = set(kept.tolist())
+            missed[name] += [shown.isdisjoint(one.tokens) for one in clip.objects if one.is_needle]
+    assert np.mean(missed["uniform"]) > uniform_misses
+    assert np.mean(missed["diverse"]) > diverse_misses
