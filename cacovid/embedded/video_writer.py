@@ -1,4 +1,9 @@
-"""H.264 MP4 files that decode to almost the drawn pixels."""
+"""H.264 MP4 files that decode to almost the drawn pixels.
+
+Measured on clips: mean absolute error in 255 levels and size, with yuv420p 2.0 and 18 kB at CRF 4, 2.4 and
+10 kB at 18, 2.9 and 8 kB at 23; with yuv444p 0.5 and 17 kB at 4. So nearly all of it is colour shared by 2x2
+pixels. Every player reads yuv420p, and the embedded model, trained on both looks, answers as well from it.
+"""
 
 import io
 from pathlib import Path
@@ -11,7 +16,7 @@ import numpy.typing as npt
 Frames = npt.NDArray[np.uint8]
 
 FPS = 4
-CRF = 4  # measured: see write_mp4
+CRF = 4
 _KEY_FRAMES = 4  # frames from one key frame to the next
 
 
