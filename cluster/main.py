@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cacovid.errors import UserError
-from cluster.commands import compress, config, data, demo, embedded, evaluate, plan, train
+from cluster.commands import compress, config, data, demo, embedded, evaluate, plan, policy, train
 
 app = typer.Typer(
     name="cacovid",
@@ -24,6 +24,7 @@ app.command("config")(config.config)
 app.command("plan")(plan.plan)
 app.add_typer(embedded.app, name="embedded")
 app.add_typer(data.app, name="data")
+app.add_typer(policy.app, name="policy")
 
 
 def main() -> None:
