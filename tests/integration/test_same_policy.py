@@ -64,6 +64,27 @@ def test_killed_rollout_actor_loses_nothing(
     assert largest_difference(trained, undisturbed) <= 1e-6
 
 
+def test_killed_learner_is_restarted_from_the_newest_checkpoint(
+    undisturbed: Trained, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``kill -9`` of the learner after step 3: step 3 is done again from the checkpoint of step 2."""
+    plain_step = CPO.training_step
+    killed: list[int] = []
+
+    def step_then_kill(algorithm: CPO) -> None:
+        plain_step(algorithm)
+        if algorithm.finished_steps == 3 and not killed:
+            killed.extend(algorithm.learner_group.foreach_learner(lambda learner: os.getpid()))
+            os.kill(killed[0], signal.SIGKILL)
+
+    monkeypatch.setattr(CPO, "training_step", step_then_kill)
+    trained = run_training(with_overrides(small_run, {"learners.count": 1}), tmp_path / "run")
+    assert killed
+    assert [row["step"] for row in trained.run.rows()] == [0, 1, 2, 3]
+    assert trained.losses == pytest.approx(undisturbed.losses, rel=1e-6)
+    assert largest_difference(trained, undisturbed) <= 1e-6
+
+
 def test_resume_after_kill_of_the_driver_repeats_the_uninterrupted_losses(
     undisturbed: Trained, small_run: TrainConfig, tmp_path: Path
 ) -> None:
