@@ -89,16 +89,21 @@ def decode_jpegs(text: str, sampling: Sampling, default_frames: int, config: Med
 
 
 def _jpeg(content: bytes, count: int, config: MediaConfig) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    unreadable = bad_video("unreadable_video", "a frame of the data URL is no readable JPEG")
     try:
         with Image.open(io.BytesIO(content), formats=["JPEG"]) as picture:
             width, height = picture.size
             if width * height > config.max_pixels:
-                raise bad_video("frame_too_large", f"frames of {width}x{height} exceed {config.max_pixels} pixels")
+                raise _huge_frame(config.max_pixels)
             _check_room(count, width, height, config)
             return np.asarray(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise unreadable from None
+    except Image.DecompressionBombError:
+        raise _huge_frame(config.max_pixels) from None
+    except (OSError, ValueError, SyntaxError):
+        raise bad_video("unreadable_video", "a frame of the data URL is no readable JPEG") from None
+
+
+def _huge_frame(max_pixels: int) -> ApiError:
+    return bad_video("frame_too_large", f"the frames exceed {max_pixels} pixels; scale them down")
 
 
 def _check_room(count: int, width: int, height: int, config: MediaConfig) -> None:

@@ -1,0 +1,1 @@
+"""The HTTP side: OpenAI's forms, keys, limits, metrics and the page."""

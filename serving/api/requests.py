@@ -1,0 +1,237 @@
+"""Request bodies, as OpenAI, vLLM and SGLang write them, and what they mean here.
+
+Fields of OpenAI's that would change the answer but are not supported are taken only with the value that
+changes nothing; unknown fields are refused, so that no wish is dropped in silence.
+"""
+
+import secrets
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from serving.config import ServiceConfig
+from serving.engine.records import Compression, Decoding, EngineRequest, Extra, Message
+from serving.errors import ApiError, invalid
+from serving.media.records import Sampling, VideoInput
+from serving.media.urls import parse_video_url
+
+
+def _encodable(text: str) -> str:
+    """Refuses halves of surrogate pairs, which JSON can spell and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds characters that are no valid Unicode") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class Body(BaseModel):
+    """Part of a request; unknown names are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TextPart(Body):
+    """Text of a message."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class VideoUrl(Body):
+    """Where a video lies; the other fields are SGLang's."""
+
+    url: Text = Field(description="data:video/...;base64, https: or file:, as this service is set up")
+    num_frames: Annotated[int, Field(ge=-1)] | None = Field(None, description="frames to sample; -1: all allowed")
+    fps: Annotated[Number, Field(gt=0)] | None = Field(None, description="frames per second to sample")
+    max_frames: Annotated[int, Field(ge=1)] | None = Field(None, description="cap of the frames sampled")
+
+
+class VideoPart(Body):
+    """A video in a message."""
+
+    type: Literal["video_url"]
+    video_url: VideoUrl
+
+
+Part = Annotated[TextPart | VideoPart, Field(discriminator="type")]
+
+
+class ChatMessage(Body):
+    """One turn."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[Part], Field(min_length=1)]
+    name: Text | None = Field(None, description="not used")
+
+
+class VideoReading(Body):
+    """vLLM's ``media_io_kwargs.video``."""
+
+    num_frames: Annotated[int, Field(ge=-1)] | None = None
+    fps: Annotated[Number, Field(gt=0)] | None = None
+
+
+class MediaReading(Body):
+    """vLLM's ``media_io_kwargs``."""
+
+    video: VideoReading = VideoReading()
+
+
+class CompressionWish(Body):
+    """This service's extension: which video tokens the language model reads."""
+
+    retention: Annotated[Number, Field(gt=0, le=1)] | None = Field(None, description="share of video tokens to keep")
+    method: Annotated[str, Field(max_length=64)] | None = Field(
+        None, description="'policy', a training-free method, or 'all'; GET /v1/models lists them"
+    )
+    positions: Literal["original", "contiguous"] | None = Field(None, description="position ids of retained tokens")
+
+
+class Asking(Body):
+    """What both endpoints share."""
+
+    model: Annotated[Text, Field(min_length=1, max_length=128)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    compression: CompressionWish = CompressionWish()
+    media_io_kwargs: MediaReading = MediaReading()
+
+
+class CompressRequest(Asking):
+    """Body of ``POST /v1/compress``."""
+
+    include: list[Extra] = Field([], max_length=3, description="what to send besides indices, budgets and scores")
+
+
+class StreamOptions(Body):
+    """OpenAI's ``stream_options``."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = Field(False, description="not used")
+
+
+class ChatRequest(Asking):
+    """Body of ``POST /v1/chat/completions``."""
+
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = Field(
+        None, description="without it the answer is greedy"
+    )
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    stop: (
+        Annotated[Text, Field(min_length=1, max_length=128)]
+        | Annotated[list[Annotated[Text, Field(min_length=1, max_length=128)]], Field(max_length=4)]
+        | None
+    ) = None
+    seed: Seed | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    n: Literal[1] | None = None
+    # Taken only where they change nothing.
+    frequency_penalty: Literal[0] | None = None
+    presence_penalty: Literal[0] | None = None
+    logprobs: Literal[False] | None = None
+    response_format: dict[Literal["type"], Literal["text"]] | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_choice: Literal["none"] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    # Never change an answer.
+    user: Text | None = None
+    safety_identifier: Text | None = None
+    prompt_cache_key: Text | None = None
+    metadata: dict[Text, Text] | None = None
+    store: bool | None = None
+    service_tier: Literal["auto", "default"] | None = None
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "ChatRequest":
+        both = (self.max_tokens, self.max_completion_tokens)
+        if None not in both and both[0] != both[1]:
+            raise ValueError("max_tokens and max_completion_tokens differ: give one")
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options without stream: leave them out or stream")
+        return self
+
+
+def engine_request(
+    body: ChatRequest | CompressRequest, config: ServiceConfig
+) -> tuple[EngineRequest, list[VideoInput]]:
+    """What the engine is to do, and the videos to read for it, in the order of the messages.
+
+    Raises:
+        ApiError: too much text, too many videos or messages, an answer that is too long, a URL that is refused.
+    """
+    if len(body.messages) > config.api.max_messages:
+        raise invalid("messages", f"{len(body.messages)} messages; at most {config.api.max_messages} are taken")
+    videos: list[VideoInput] = []
+    messages: list[Message] = []
+    characters = 0
+    for place, message in enumerate(body.messages):
+        content: list[dict[str, str]] = []
+        for part in _parts(message):
+            if isinstance(part, TextPart):
+                characters += len(part.text)
+                content.append({"type": "text", "text": part.text})
+            else:
+                videos.append(_video(part.video_url, body.media_io_kwargs.video, config, place))
+                content.append({"type": "video"})
+        messages.append({"role": "system" if message.role == "developer" else message.role, "content": content})
+        _check_role(message, content, place)
+    if characters > config.api.max_text_chars:
+        raise invalid("messages", f"{characters} characters of text; at most {config.api.max_text_chars} are taken")
+    if len(videos) > config.api.max_videos:
+        raise invalid("messages", f"{len(videos)} videos; at most {config.api.max_videos} are taken")
+    wish = body.compression
+    request = EngineRequest(
+        model=body.model,
+        messages=tuple(messages),
+        compression=Compression(wish.retention, wish.method, wish.positions),
+        decoding=_decoding(body, config) if isinstance(body, ChatRequest) else None,
+        extras=frozenset(body.include) if isinstance(body, CompressRequest) else frozenset(),
+        time_left_s=config.api.request_timeout_s,
+    )
+    return request, videos
+
+
+def _parts(message: ChatMessage) -> list[TextPart | VideoPart]:
+    if isinstance(message.content, str):
+        return [TextPart(type="text", text=message.content)]
+    return message.content
+
+
+def _check_role(message: ChatMessage, content: list[dict[str, str]], place: int) -> None:
+    if message.role != "user" and any(part["type"] == "video" for part in content):
+        raise invalid(f"messages.{place}", "videos belong into messages of role 'user'")
+
+
+def _video(place: VideoUrl, reading: VideoReading, config: ServiceConfig, message: int) -> VideoInput:
+    sampling = Sampling(
+        num_frames=place.num_frames if place.num_frames is not None else reading.num_frames,
+        fps=place.fps if place.fps is not None else reading.fps,
+        max_frames=place.max_frames,
+    )
+    try:
+        return parse_video_url(place.url, sampling, config.media)
+    except ApiError as error:
+        error.param = f"messages.{message}.content.video_url"
+        raise
+
+
+def _decoding(body: ChatRequest, config: ServiceConfig) -> Decoding:
+    wanted = body.max_tokens or body.max_completion_tokens or config.engine.default_max_tokens
+    if wanted > config.engine.max_tokens:
+        raise invalid("max_tokens", f"an answer may have at most {config.engine.max_tokens} tokens here")
+    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    return Decoding(
+        max_tokens=wanted,
+        temperature=body.temperature or 0.0,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        stop=stop,
+        seed=secrets.randbits(63) if body.seed is None else body.seed,
+    )

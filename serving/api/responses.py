@@ -1,0 +1,218 @@
+"""Response bodies in OpenAI's forms, with this service's fields besides."""
+
+import base64
+import json
+import time
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from serving.engine.records import Compressed, FinishReason, ModelCard, Report
+
+
+class StageTimings(BaseModel):
+    """Milliseconds by stage; requests answered together share those of common stages."""
+
+    queue_ms: float = Field(description="until the request's batch began")
+    fetch_ms: float = Field(description="fetching the videos")
+    decode_ms: float = Field(description="decoding their frames")
+    encode_ms: float = Field(description="processor, vision tower and projector; short where the video was known")
+    policy_ms: float = Field(description="scoring and selecting tokens")
+    first_token_ms: float = Field(description="reading the compressed prompt and drawing one token")
+    generate_ms: float = Field(description="drawing all tokens")
+    total_ms: float = Field(description="from the request's arrival to its answer")
+
+
+class CompressionUsed(BaseModel):
+    """What was done to the video tokens."""
+
+    method: str
+    retention: float
+    positions: Literal["original", "contiguous"]
+
+
+class Usage(BaseModel):
+    """OpenAI's counts, which are those after compression, and what there was before."""
+
+    prompt_tokens: int = Field(description="what the language model read")
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_before: int = Field(description="with all video tokens")
+    video_tokens: int = Field(description="before compression")
+    video_tokens_kept: int
+    compression: CompressionUsed
+    timings: StageTimings
+
+
+class AssistantMessage(BaseModel):
+    """The answer."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class Choice(BaseModel):
+    """The only choice."""
+
+    index: int = 0
+    message: AssistantMessage
+    finish_reason: FinishReason
+    logprobs: None = None
+
+
+class ChatCompletion(BaseModel):
+    """OpenAI's chat completion."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+class Grid(BaseModel):
+    """How video tokens lie: index = (frame * rows + row) * columns + column."""
+
+    frames: int = Field(description="temporal steps")
+    rows: int
+    columns: int
+
+
+class Compression(BaseModel):
+    """Answer of ``POST /v1/compress``."""
+
+    id: str
+    object: Literal["compression"] = "compression"
+    created: int
+    model: str
+    grid: Grid
+    kept: list[int] = Field(description="indices of the retained video tokens, ascending")
+    frame_budgets: list[int] = Field(description="retained tokens of each temporal step")
+    token_scores: list[float] | None = Field(description="keep minus drop of every video token; null without a policy")
+    frame_scores: list[float] | None
+    timestamps: list[float] = Field(description="seconds of the sampled frames")
+    frames_per_step: float = Field(description="sampled frames to a temporal step")
+    embeddings: str | None = Field(description="base64 of safetensors: embeddings, indices, pinned rows")
+    prompt_embeds: str | None = Field(description="base64 of torch.save of (tokens, width), for vLLM's prompt_embeds")
+    frames: list[str] | None = Field(description="the sampled frames as data:image/jpeg")
+    usage: Usage
+
+
+class Model(BaseModel):
+    """One model id."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "cacovid"
+    policy: str | None = Field(description="kind of the compression policy; null: the model alone")
+    trained_steps: int
+    methods: list[str] = Field(description="what compression.method may be")
+    num_frames: int = Field(description="frames sampled where a request names none")
+    positions: str = Field(description="position ids where a request names none")
+
+
+class Models(BaseModel):
+    """Answer of ``GET /v1/models``."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(BaseModel):
+    """OpenAI's form of an error."""
+
+    error: ErrorDetail
+
+
+class Health(BaseModel):
+    """Answer of the probes."""
+
+    status: str
+
+
+def usage_of(report: Report, completion_tokens: int, total_s: float) -> Usage:
+    """Counts and timings of a finished request."""
+    return Usage(
+        prompt_tokens=report.prompt_tokens_kept,
+        completion_tokens=completion_tokens,
+        total_tokens=report.prompt_tokens_kept + completion_tokens,
+        prompt_tokens_before=report.prompt_tokens,
+        video_tokens=report.video_tokens,
+        video_tokens_kept=report.video_tokens_kept,
+        compression=CompressionUsed(method=report.method, retention=report.retention, positions=report.positions),
+        timings=StageTimings(**report.timings.milliseconds(), total_ms=round(1000 * total_s, 3)),
+    )
+
+
+def compression_of(name: str, model: str, compressed: Compressed, total_s: float) -> Compression:
+    """The answer of ``POST /v1/compress``."""
+    report = compressed.report
+    return Compression(
+        id=name,
+        created=int(time.time()),
+        model=model,
+        grid=Grid(frames=report.grid.frames, rows=report.grid.rows, columns=report.grid.columns),
+        kept=compressed.kept,
+        frame_budgets=compressed.frame_budgets,
+        token_scores=compressed.token_scores,
+        frame_scores=compressed.frame_scores,
+        timestamps=compressed.timestamps,
+        frames_per_step=compressed.frames_per_step,
+        embeddings=_base64(compressed.embeddings),
+        prompt_embeds=_base64(compressed.prompt_embeds),
+        frames=[f"data:image/jpeg;base64,{_base64(frame)}" for frame in compressed.frames] or None,
+        usage=usage_of(report, 0, total_s),
+    )
+
+
+def models_of(cards: list[ModelCard]) -> Models:
+    """The answer of ``GET /v1/models``."""
+    return Models(
+        data=[
+            Model(
+                id=card.id,
+                policy=card.policy,
+                trained_steps=card.trained_steps,
+                methods=list(card.methods),
+                num_frames=card.num_frames,
+                positions=card.positions,
+            )
+            for card in cards
+        ]
+    )
+
+
+def chunk(
+    name: str, model: str, created: int, delta: dict[str, str] | None, reason: str | None = None, **more: object
+) -> str:
+    """One server-sent event of a streamed answer; ``delta`` None leaves the choices empty, as OpenAI does for usage."""
+    choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}]
+    body: dict[str, Any] = {
+        "id": name,
+        "object": "chat.completion.chunk",
+        "created": created,
+        "model": model,
+        "choices": choices,
+        **more,
+    }
+    return server_event(body)
+
+
+def server_event(body: dict[str, Any]) -> str:
+    """One ``data:`` line."""
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+
+
+def _base64(content: bytes | None) -> str | None:
+    return None if content is None else base64.b64encode(content).decode()
