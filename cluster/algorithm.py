@@ -38,6 +38,7 @@ from learner.deepspeed_learner import PolicyFiles
 from learner.group import DeepSpeedLearnerGroup
 from learner.training_data import RecordData
 
+MODEL = "model-fingerprint"  # file in a checkpoint
 Handle: TypeAlias = ray.ObjectRef | RolloutRecord
 
 
@@ -196,6 +197,9 @@ class CPO(Algorithm):  # type: ignore[misc]
         for name, content in files.items():
             (self._initial_policy / name).write_bytes(content)
 
+    def _model_fingerprint(self) -> str:
+        return CompressionPolicy.from_pretrained(self._initial_policy).metadata.model_fingerprint
+
     def policy(self) -> CompressionPolicy:
         """The policy as trained so far, on the CPU, with its metadata."""
         policy = CompressionPolicy.from_pretrained(self._initial_policy)
@@ -244,7 +248,6 @@ class CPO(Algorithm):  # type: ignore[misc]
             "published": {version: self._weights_of(version) for version in {self.finished_steps, *versions.values()}},
             "replay": ReplaySnapshot.of(records),
             "skipped": {"met": self.skipped.met, "skipped": self.skipped.skipped},
-            "config": self.train_cfg.model_dump(),
         }
         return state
 
@@ -268,6 +271,26 @@ class CPO(Algorithm):  # type: ignore[misc]
         self._versions = dict(saved["versions"])
         self.skipped.met, self.skipped.skipped = saved["skipped"]["met"], saved["skipped"]["skipped"]
         self._refill(saved["replay"])
+
+    def save_to_path(self, path: str | Path | None = None, **kwargs: Any) -> str:  # noqa: ANN401
+        """RLlib's checkpoint, with the Video-LLM's fingerprint beside it."""
+        saved = super().save_to_path(path, **kwargs)
+        (Path(saved) / MODEL).write_text(self._model_fingerprint())
+        return str(saved)
+
+    def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Restore a checkpoint of this Video-LLM.
+
+        Raises:
+            UserError: It was written with another model.
+        """
+        found = (Path(path) / MODEL).read_text()
+        if found != self._model_fingerprint():
+            raise UserError(
+                f"the checkpoint was written with another model (fingerprint {found}) than "
+                f"{self.train_cfg.model.path!r} ({self._model_fingerprint()}): resume with that model or start anew"
+            )
+        super().restore_from_path(path, *args, **kwargs)
 
     def _refill(self, snapshot: ReplaySnapshot) -> None:
         size = self.train_cfg.actors.items_per_task

@@ -11,10 +11,12 @@ import pytest
 
 from cacovid.config import TrainConfig
 from cacovid.config_files import with_overrides
+from cacovid.errors import UserError
 from cluster.algorithm import CPO
 from cluster.run_directory import RunDirectory
 from cluster.training import train
 from tests.integration.conftest import Trained, finished, run_training
+from tests.tiny_models import save_tiny_model
 
 
 def largest_difference(one: Trained, other: Trained) -> float:
@@ -104,3 +106,13 @@ def test_resume_after_kill_of_the_driver_repeats_the_uninterrupted_losses(
     trained = finished(train(config, resumed, lambda row: None, resume=True), resumed)
     assert trained.losses == undisturbed.losses
     assert largest_difference(trained, undisturbed) <= 1e-6
+
+
+def test_checkpoint_of_another_model_is_refused(undisturbed: Trained, small_run: TrainConfig, tmp_path: Path) -> None:
+    other = with_overrides(small_run, {"model.path": str(save_tiny_model("llava_onevision", tmp_path / "model"))})
+    run, _ = RunDirectory.resume(undisturbed.run.folder)
+    try:
+        with pytest.raises(UserError, match="written with another model"):
+            train(other, run, lambda row: None, resume=True)
+    finally:
+        run.release()
