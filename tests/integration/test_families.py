@@ -3,9 +3,7 @@
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 from cacovid.compressor import Compressor
 from cacovid.config import TrainConfig
