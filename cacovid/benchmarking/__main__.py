@@ -53,10 +53,11 @@ def main(
         f"policy '{policy.kind}' of {parameters:,} parameters; {_device_name(device)}, torch {torch.__version__}, "
         f"median of {repeats} runs\n"
     )
-    typer.echo(_markdown(stages))
+    typer.echo(markdown(stages))
 
 
-def _markdown(stages: list[Stage]) -> str:
+def markdown(stages: list[Stage]) -> str:
+    """A table of the stages: milliseconds, columns read per second, peak memory."""
     lines = ["| stage | ms | tokens/s | peak memory, GiB |", "| --- | ---: | ---: | ---: |"]
     for stage in stages:
         speed = f"{stage.tokens_per_second:,.0f}" if stage.tokens else "-"

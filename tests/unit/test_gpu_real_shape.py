@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from torch import nn
 from typer.testing import CliRunner
 
-from cacovid.benchmarking.__main__ import app
+from cacovid.benchmarking.__main__ import app, markdown
 from cacovid.benchmarking.mixed_precision import MixedPrecisionAdamW
 from cacovid.benchmarking.random_model import random_llava_onevision, shape_of
 from cacovid.benchmarking.stages import Stage, Stopwatch, learner_stage, replica_stages
@@ -114,8 +115,8 @@ def test_steps_below_bfloat16s_resolution_add_up_in_the_masters() -> None:
 
 
 @pytest.mark.gpu
-def test_a_7b_shape_rolls_out_and_learns_on_one_gpu() -> None:
-    """LLaVA-OneVision-7B's shape, 32 frames, the paper's policy and objective. ``-s`` shows the figures."""
+def test_a_7b_shape_rolls_out_and_learns_on_one_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    """LLaVA-OneVision-7B's shape, 32 frames, the paper's policy and objective; prints the figures."""
     config = with_overrides(load_config(PAPER), {"sampling.inner_iterations": 1})
     llm = random_llava_onevision(shape_of(HUB), config.model)
     assert llm.device.type == "cuda", "no GPU: run the CPU tests alone"
@@ -124,6 +125,8 @@ def test_a_7b_shape_rolls_out_and_learns_on_one_gpu() -> None:
     del llm
     torch.cuda.empty_cache()
     stages.append(learner_stage(policy, record, config, 4, watch))
+    with capsys.disabled():
+        typer.echo(f"\n{markdown(stages)}")
     costs = {stage.name: stage for stage in stages}
     assert record.input.grid == TokenGrid(32, 14, 14)
     whole, quarter = costs["prefill, 100% of the video tokens"], costs["prefill, 25% of the video tokens"]
