@@ -117,9 +117,8 @@ def test_steps_below_bfloat16s_resolution_add_up_in_the_masters() -> None:
 @pytest.mark.gpu
 def test_a_7b_shape_rolls_out_and_learns_on_one_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     """LLaVA-OneVision-7B's shape, 32 frames, the paper's policy and objective; prints the figures."""
-    config = with_overrides(load_config(PAPER), {"sampling.inner_iterations": 1})
+    config = with_overrides(load_config(PAPER), {"sampling.inner_iterations": 1, "model.device": "cuda"})
     llm = random_llava_onevision(shape_of(HUB), config.model)
-    assert llm.device.type == "cuda", "no GPU: run the CPU tests alone"
     policy, watch = policy_for(llm, config).to(llm.device).eval(), Stopwatch(llm.device, repeats=3)
     stages, record = replica_stages(llm, policy, config, (1.0, 0.25), watch)
     del llm
