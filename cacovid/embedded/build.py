@@ -85,6 +85,7 @@ def build(
     with _timed("tower", seconds):
         _tower_stage(model, corpus, config, seed, output / _TOWER, progress)
         cache, new_cache = cache_features(model, corpus), cache_features(model, new_corpus)
+    del corpus, new_corpus  # 2 GB of frames, which only the tower reads
     with _timed("language", seconds):
         place_word_embeddings(model, cache, seed)
         train_language(model, cache, config.language, seed, progress)
