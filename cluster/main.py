@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cacovid.errors import UserError
-from cluster.commands import compress, config, data, demo, embedded, evaluate, plan, policy, train
+from cluster.commands import compress, config, data, demo, embedded, evaluate, plan, policy, serve, train
 
 app = typer.Typer(
     name="cacovid",
@@ -22,6 +22,7 @@ app.command("compress")(compress.compress)
 app.command("demo")(demo.demo)
 app.command("config")(config.config)
 app.command("plan")(plan.plan)
+app.command("serve")(serve.serve)
 app.add_typer(embedded.app, name="embedded")
 app.add_typer(data.app, name="data")
 app.add_typer(policy.app, name="policy")

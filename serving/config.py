@@ -80,7 +80,7 @@ class EngineConfig(Section):
     stall_s: Seconds = Field(120.0, description="a batch that lasts longer makes the replica unhealthy")
     drain_s: Seconds = Field(60.0, description="how long a leaving replica may finish its requests")
     threads: Positive = Field(1, description="torch threads of one replica on CPU")
-    cpus: Annotated[float, Field(ge=0)] = Field(1.0, description="CPUs that Ray reserves for one replica")
+    cpus: Annotated[float, Field(ge=0)] = Field(0.5, description="CPUs that Ray reserves for one replica")
     gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="GPUs of one replica")
 
 

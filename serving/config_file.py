@@ -10,10 +10,11 @@ from pydantic import BaseModel, ValidationError
 
 from cacovid.errors import UserError
 from serving.config import ServiceConfig
+from serving.schema import service_values
 
 
 def load_service_config(path: Path) -> ServiceConfig:
-    """Read ``path``; a file for ``serve deploy`` is taken by its application's ``args``.
+    """Read ``path``; a file for ``serve deploy`` is taken by its only application.
 
     Raises:
         UserError: an unreadable file, an unknown field or a value that does not fit, each named.
@@ -27,7 +28,7 @@ def load_service_config(path: Path) -> ServiceConfig:
         raise UserError(f"{path} cannot be parsed: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no fields: see serving/config.yaml for an example")
-    return parse_service_config(_of_application(values, path), str(path))
+    return parse_service_config(service_values(values, str(path)) if "applications" in values else values, str(path))
 
 
 def parse_service_config(values: dict[str, Any], where: str = "config") -> ServiceConfig:
@@ -38,17 +39,6 @@ def parse_service_config(values: dict[str, Any], where: str = "config") -> Servi
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{where}: {place + ': ' if place else ''}{first['msg']} (found {first['input']!r})") from error
-
-
-def _of_application(values: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The ``args`` of the only application where the file is a Serve config."""
-    if "applications" not in values:
-        return values
-    applications = values["applications"]
-    if not isinstance(applications, list) or len(applications) != 1 or not isinstance(applications[0], dict):
-        raise UserError(f"{path} names several applications: give one to `cacovid serve`, or use `serve deploy`")
-    args: dict[str, Any] = applications[0].get("args", {})
-    return args
 
 
 def to_yaml(config: ServiceConfig) -> str:

@@ -20,11 +20,12 @@ from cacovid.models.adapter import VideoLLM
 from cacovid.models.loading import load_video_llm
 from serving.api.app import create_app
 from serving.api.keys import Keys
-from serving.api.samples import Sample
+from serving.api.page import Sample
 from serving.api.telemetry import Telemetry
-from serving.backend import Backend, LocalBackend
+from serving.backend import Backend
 from serving.config import ServiceConfig
 from serving.engine.engine import Engine
+from serving.local_backend import LocalBackend
 
 KEY = "test-key-0123456789abcdef"
 POLICY = "trained"

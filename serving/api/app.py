@@ -5,18 +5,17 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from fastapi.staticfiles import StaticFiles
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from serving.api.gate import Gate
 from serving.api.keys import Keys
+from serving.api.page import Sample, add_page
 from serving.api.requests import ChatRequest, CompressRequest, engine_request
 from serving.api.responses import (
     AssistantMessage,
@@ -32,7 +31,6 @@ from serving.api.responses import (
     server_event,
     usage_of,
 )
-from serving.api.samples import Sample
 from serving.api.telemetry import Telemetry, exposition
 from serving.backend import Backend
 from serving.config import ServiceConfig
@@ -42,7 +40,6 @@ from serving.media.records import VideoInput
 
 logger = logging.getLogger("cacovid.serving.api")
 
-PAGE = Path(__file__).parent.parent / "page"
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": meaning}
     for status, meaning in (
@@ -66,7 +63,7 @@ def create_app(
     _add_api(app, service)
     _add_probes(app, service)
     if config.api.page:
-        _add_page(app, samples)
+        add_page(app, samples)
     app.add_exception_handler(ApiError, service.refuse)
     app.add_exception_handler(RequestValidationError, service.refuse_invalid)
     app.add_exception_handler(HTTPException, service.refuse_http)
@@ -161,7 +158,7 @@ class _Service:
         return JSONResponse({"status": "ready" if models else "not ready"}, 200 if models else 503)
 
     async def metrics(self) -> Response:
-        families = [self.telemetry.families(), *await self.backend.other_metrics()]
+        families = await self.backend.metrics(self.telemetry.families())
         return Response(exposition(families), media_type=CONTENT_TYPE_LATEST)
 
     async def refuse(self, request: Request, error: Exception) -> Response:
@@ -255,27 +252,6 @@ def _add_probes(app: FastAPI, service: _Service) -> None:
     async def readyz() -> Response:
         """Whether requests would be answered."""
         return await service.ready()
-
-
-def _add_page(app: FastAPI, samples: Sequence[Sample]) -> None:
-    app.mount("/page", StaticFiles(directory=PAGE))
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(PAGE / "index.html")
-
-    @app.get("/samples", include_in_schema=False)
-    async def sample_list() -> list[dict[str, Any]]:
-        return [
-            {"title": sample.title, "url": f"/samples/{place}.mp4", "questions": sample.questions}
-            for place, sample in enumerate(samples)
-        ]
-
-    @app.get("/samples/{place}.mp4", include_in_schema=False)
-    async def sample(place: int) -> Response:
-        if not 0 <= place < len(samples):
-            raise ApiError(404, "not_found", "there is no such sample")
-        return Response(samples[place].content, media_type="video/mp4")
 
 
 def _validation_error(error: RequestValidationError) -> ApiError:

@@ -162,7 +162,7 @@ def compression_of(name: str, model: str, compressed: Compressed, total_s: float
         id=name,
         created=int(time.time()),
         model=model,
-        grid=Grid(frames=report.grid.frames, rows=report.grid.rows, columns=report.grid.columns),
+        grid=Grid(frames=report.grid[0], rows=report.grid[1], columns=report.grid[2]),
         kept=compressed.kept,
         frame_budgets=compressed.frame_budgets,
         token_scores=compressed.token_scores,

@@ -10,8 +10,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cacovid.models.adapter import VideoLLM
-from cacovid.models.encoded import Encoded, Positions
+from cacovid.models.encoded import Encoded
 from cacovid.models.packing import kept_columns
+from serving.engine.records import Positions
 from serving.errors import invalid
 
 

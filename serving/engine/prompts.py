@@ -16,13 +16,13 @@ from cacovid.evaluation.baselines import OracleEvidence
 from cacovid.evaluation.methods import EvaluationCase
 from cacovid.evaluation.registry import BASELINES
 from cacovid.models.adapter import VideoLLM
-from cacovid.models.encoded import Encoded, Positions
+from cacovid.models.encoded import Encoded
 from cacovid.policy.base import CompressionPolicy
 from cacovid.records import VideoQuestion
 from cacovid.selection import budget, select_tokens
 from serving.config import EngineConfig
 from serving.engine.cache import FeatureCache
-from serving.engine.records import ALL, POLICY, Compression, EngineRequest, Report, Timings
+from serving.engine.records import ALL, POLICY, Compression, EngineRequest, Positions, Report, Timings
 from serving.errors import ApiError, invalid
 from serving.media.records import Clip
 
@@ -63,7 +63,7 @@ class Prompt:
             method=self.method,
             retention=self.retention,
             positions=self.positions,
-            grid=self.encoded.grid,
+            grid=(self.encoded.grid.frames, self.encoded.grid.rows, self.encoded.grid.columns),
             video_tokens=self.encoded.grid.tokens,
             video_tokens_kept=len(self.kept),
             prompt_tokens=self.encoded.length,

@@ -1,4 +1,4 @@
-"""What goes into an engine and what comes out of it.
+"""What goes into an engine and what comes out of it; importable without torch.
 
 Shape legend: N video tokens, T frames (temporal steps), k retained tokens.
 """
@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cacovid.models.encoded import Positions
-from cacovid.records import TokenGrid
 from serving.errors import ApiError
 
+Positions = Literal["original", "contiguous"]
+Grid = tuple[int, int, int]  # frames, rows, columns, as cacovid.records.TokenGrid, without torch behind it
 Message = Mapping[str, Any]  # of a chat, as transformers' chat templates take them; videos as {"type": "video"}
 Extra = Literal["embeddings", "prompt_embeds", "frames"]
 FinishReason = Literal["stop", "length"]
@@ -76,7 +76,7 @@ class Report:
     method: str
     retention: float
     positions: Positions
-    grid: TokenGrid
+    grid: Grid
     video_tokens: int  # N
     video_tokens_kept: int  # k
     prompt_tokens: int  # before compression

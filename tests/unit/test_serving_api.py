@@ -19,9 +19,9 @@ from cacovid.embedded.questions import clip_questions
 from cacovid.embedded.splits import split_seeds
 from cacovid.errors import UserError
 from serving.api.keys import Keys
-from serving.api.samples import draw_samples
 from serving.engine.records import Delta, Failed
 from serving.errors import ApiError
+from serving.samples import draw_samples
 from tests.serving_server import BASE, KEY, POLICY, embedded_llm, policy_folder, running, service_config, write_keys
 from tests.serving_videos import clip_bytes, data_url, frames_url, jpeg
 

@@ -243,7 +243,7 @@ def test_every_method_keeps_its_budget(engine, method):
     retention = None if method == "all" else 0.25
     compressed = one(engine, compresses(compression=Compression(retention, method)))[0]
     assert isinstance(compressed, Compressed)
-    tokens = compressed.report.grid.tokens
+    tokens = compressed.report.video_tokens
     assert len(compressed.kept) == (tokens if method == "all" else budget(0.25, tokens))
     assert compressed.kept == sorted(set(compressed.kept))
     assert sum(compressed.frame_budgets) == len(compressed.kept)
@@ -279,7 +279,7 @@ def test_several_turns_and_clips_are_read(engine):
     request = EngineRequest("trained", messages, decoding=Decoding(max_tokens=2))
     events = run(engine, (request, [clip_of(0), clip_of(1, frames=4)]))[0]
     assert isinstance(events[-1], Finished)
-    assert events[-1].report.grid.frames == 12
+    assert events[-1].report.grid[0] == 12
 
 
 def test_control_tokens_in_the_text_are_refused(llm, engine):

@@ -1,21 +1,12 @@
 """Sample clips for the page: held-out clips of the embedded benchmark, drawn on start."""
 
 import io
-from dataclasses import dataclass
 
 from cacovid.embedded.clips import draw_clip
 from cacovid.embedded.questions import clip_questions
 from cacovid.embedded.splits import split_seeds
 from cacovid.embedded.video_writer import write_mp4
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One clip with questions that can be asked about it."""
-
-    title: str
-    content: bytes  # MP4
-    questions: tuple[str, ...]  # with lettered options
+from serving.api.page import Sample
 
 
 def draw_samples(count: int) -> list[Sample]:

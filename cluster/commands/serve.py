@@ -1,0 +1,88 @@
+"""``cacovid serve``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cacovid.errors import UserError
+from cluster.commands.shared import policy_folder
+
+if TYPE_CHECKING:
+    from serving.config import ServiceConfig
+
+POLICY_ID = "cacovid"
+
+
+def serve(
+    config: Annotated[Path | None, typer.Option(help="YAML or TOML file, or one for `serve deploy`")] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option(help="policy or run folder, DIR or ID=DIR; repeatable: the id selects it")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="'embedded', a folder or a hub id; without it the first policy's model")
+    ] = None,
+    host: Annotated[str, typer.Option(help="address to listen on; others than loopback need keys")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 8000,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join; starts one here if not given")] = None,
+    show_config: Annotated[bool, typer.Option("--show-config", help="print the configuration and end")] = False,
+) -> None:
+    """Serve an OpenAI-compatible API and a page. Ctrl-C or SIGTERM ends it after the requests under way.
+
+    SIGHUP reads --config and the policy folders again: new policies are served without a pause.
+    """
+    if config is not None and (policy or model):
+        raise UserError("--config holds model and policies: leave out --policy and --model")
+    resolved = _resolved(config, policy or [], model)
+    if show_config:
+        from serving.config_file import to_yaml
+
+        typer.echo(to_yaml(resolved), nl=False)
+        return
+    from cluster.service import deploy, running_service
+    from cluster.service_signals import wait_for_signals
+
+    with running_service(resolved, host, port, address):
+        typer.echo(f"http://{host}:{port}  (page at /, API below /v1); model ids: {', '.join(_ids(resolved))}")
+        for _ in wait_for_signals():
+            try:
+                resolved = _resolved(config, policy or [], model)
+                deploy(resolved, host, port)
+                typer.echo(f"reloaded; model ids: {', '.join(_ids(resolved))}")
+            except UserError as error:
+                typer.echo(f"not reloaded, the service goes on as it was: {error}", err=True)
+        typer.echo("draining")
+
+
+def _resolved(config: Path | None, policies: list[str], model: str | None) -> "ServiceConfig":
+    from serving.config_file import load_service_config, parse_service_config
+
+    if config is not None:
+        return load_service_config(config)
+    from cacovid.compressor import model_config_for
+    from cacovid.config import ModelConfig
+    from cacovid.policy.base import CompressionPolicy
+
+    folders = _folders(policies)
+    if not folders:
+        return parse_service_config({"model": {"path": model or "embedded"}})
+    first = CompressionPolicy.from_pretrained(next(iter(folders.values())))
+    settings: ModelConfig = model_config_for(first.metadata, model)
+    return parse_service_config({"model": settings.model_dump(), "policies": folders})
+
+
+def _folders(arguments: list[str]) -> dict[str, str]:
+    """``ID=DIR`` or ``DIR`` into folders by model id."""
+    folders: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, folder = argument.partition("=")
+        if not equals or "/" in name:
+            name, folder = POLICY_ID, argument
+        if name in folders:
+            raise UserError(f"two policies have the id {name!r}: write --policy ID=DIR with different ids")
+        folders[name] = str(policy_folder(Path(folder)))
+    return folders
+
+
+def _ids(config: "ServiceConfig") -> list[str]:
+    return [*config.policies, config.base_id]

@@ -1,0 +1,92 @@
+"""Running the service on a Ray cluster: start, change, wait, stop."""
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ApplicationStatus, ServeDeploySchema
+
+from cacovid.errors import UserError
+from serving.app import check, with_absolute_paths
+from serving.config import ServiceConfig
+from serving.schema import APPLICATION, deploy_schema
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_START_S = 300.0  # loading a large model takes minutes
+
+
+@contextmanager
+def running_service(config: ServiceConfig, host: str, port: int, address: str | None = None) -> Iterator[None]:
+    """The service of ``config`` answers inside the block; requests under way are finished behind it.
+
+    Args:
+        config: what to serve.
+        host: address to listen on.
+        port: port to listen on.
+        address: Ray cluster to join; None starts one in this machine, unless the process is connected.
+
+    Raises:
+        UserError: an open host without keys, a port in use, or a configuration that cannot be served.
+    """
+    if host not in LOOPBACK and config.api.keys_file is None:
+        raise UserError(f"--host {host} opens the service to others without keys: set api.keys_file in the config")
+    check(config)
+    _check_free(host, port)
+    connected = not ray.is_initialized()
+    if connected:
+        ray.init(address=address, **({} if address else {"include_dashboard": False}))
+    try:
+        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+        deploy(config, host, port)
+        yield
+    finally:
+        serve.shutdown()
+        if connected:
+            ray.shutdown()
+
+
+def deploy(config: ServiceConfig, host: str, port: int) -> None:
+    """Serve ``config`` from now on. Other policies go into running replicas; other fields replace replicas.
+
+    Returns when the change is done; requests are answered all the while.
+
+    Raises:
+        UserError: it cannot be served, with the reason; what ran before still runs where Serve could keep it.
+    """
+    check(config)
+    schema = ServeDeploySchema.model_validate(deploy_schema(with_absolute_paths(config), host, port))
+    # As `serve run FILE` does; `serve deploy` sends the same over Ray's dashboard, which need not run here.
+    _get_global_client().deploy_apps(schema)
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
+        application = serve.status().applications.get(APPLICATION)
+        if application is None or application.status == ApplicationStatus.DEPLOYING:
+            continue
+        if application.status == ApplicationStatus.RUNNING:
+            return
+        if application.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+            raise UserError(f"the service cannot start: {_last_line(application.message)}")
+    raise UserError(f"the service has not started within {_START_S:.0f} s: see the logs of Ray Serve")
+
+
+def _last_line(message: str) -> str:
+    """The error itself, without the traceback above it."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1] if lines else "see the logs of Ray Serve"
+
+
+def _check_free(host: str, port: int) -> None:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host}:{port} ({error.strerror}): choose another --port or --host"
+        ) from error

@@ -1,0 +1,60 @@
+"""The service as Ray Serve's declarative configuration.
+
+Policies stand in the engine's ``user_config`` and everything else in ``args``, because Serve tells the two
+apart: it hands a new ``user_config`` to running replicas, and replaces replicas for new ``args``.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cacovid.errors import UserError
+from cacovid.policy.base import CARD, WEIGHTS
+from serving.config import ServiceConfig
+from serving.deployments import ENGINE
+
+APPLICATION = "cacovid"
+
+
+def deploy_schema(config: ServiceConfig, host: str, port: int) -> dict[str, Any]:
+    """Fields of ``ray.serve.schema.ServeDeploySchema`` for one service."""
+    args = config.model_dump(mode="json", exclude={"policies"}, exclude_defaults=True)
+    return {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": host, "port": port},
+        "applications": [
+            {
+                "name": APPLICATION,
+                "route_prefix": "/",
+                "import_path": "serving.app:build",
+                "args": args,
+                "deployments": [{"name": ENGINE, "user_config": engine_user_config(config)}],
+            }
+        ],
+    }
+
+
+def engine_user_config(config: ServiceConfig) -> dict[str, Any]:
+    """The policies, and a digest of their files, so that a policy trained anew in the same folder is noticed."""
+    digest = hashlib.blake2b(digest_size=16)
+    for folder in config.policies.values():
+        for name in (CARD, WEIGHTS):
+            digest.update((Path(folder) / name).read_bytes())
+    return {"policies": dict(config.policies), "digest": digest.hexdigest()}
+
+
+def service_values(schema: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Plain values of :class:`ServiceConfig` from such a configuration with one application.
+
+    Raises:
+        UserError: several applications, or one of another shape.
+    """
+    applications = schema["applications"]
+    if not isinstance(applications, list) or len(applications) != 1 or not isinstance(applications[0], dict):
+        raise UserError(f"{where} does not hold one application: give one, or use `serve deploy`")
+    values: dict[str, Any] = dict(applications[0].get("args") or {})
+    for deployment in applications[0].get("deployments") or []:
+        if deployment.get("name") == ENGINE and "user_config" in deployment:
+            values["policies"] = deployment["user_config"]["policies"]
+    return values

@@ -1,0 +1,138 @@
+"""The HTTP side's calls through Ray Serve: refusals of full queues, and retries where a replica died.
+
+Frames go from a media replica to an engine replica by reference; they never pass through the ingress.
+A request whose replica dies is sent again as a whole: answers are greedy or drawn from the request's own
+seed, so that the second try says the same. A stream goes on where it stopped, if it does say the same.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from prometheus_client import Metric
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
+
+from serving.config import ServiceConfig
+from serving.engine.records import Answer, Compressed, Delta, EngineRequest, Event, Failed, ModelCard, Started
+from serving.errors import ApiError, overloaded
+from serving.media.records import VideoInput
+
+logger = logging.getLogger("cacovid.serving.api")
+
+T = TypeVar("T")
+_FIRST_PAUSE_S = 0.2  # before a second try, doubled from try to try: a replacement takes seconds to start
+
+
+class ServeBackend:
+    """Media and engine replicas behind handles; see :class:`serving.backend.Backend`."""
+
+    def __init__(
+        self, config: ServiceConfig, media: DeploymentHandle, engine: DeploymentHandle, ingress: DeploymentHandle
+    ) -> None:
+        self._config = config
+        self._media = media
+        self._engine = engine
+        self._streams = engine.options(stream=True)
+        self._ingress = ingress
+
+    async def answer(self, request: EngineRequest, videos: Sequence[VideoInput]) -> Answer | Failed:
+        """The whole answer."""
+        call: Callable[[], Awaitable[Answer | Failed]] = lambda: self._engine.answer.remote(  # noqa: E731
+            request, *self._clips(videos)
+        )
+        return await self._tried(call)
+
+    async def compress(self, request: EngineRequest, videos: Sequence[VideoInput]) -> Compressed | Failed:
+        """The retained tokens alone."""
+        call: Callable[[], Awaitable[Compressed | Failed]] = lambda: self._engine.compress.remote(  # noqa: E731
+            request, *self._clips(videos)
+        )
+        return await self._tried(call)
+
+    async def models(self) -> list[ModelCard]:
+        """Every model id, from any engine replica."""
+        cards: list[ModelCard] | Failed = await self._tried(lambda: self._engine.models.remote())
+        if isinstance(cards, Failed):
+            raise cards.error
+        return cards
+
+    async def metrics(self, own: list[Metric]) -> list[list[Metric]]:
+        """From every ingress replica, this one included."""
+        found = await self._ingress.broadcast("families").results_async(timeout_s=5, return_exceptions=True)
+        return [families for families in found if isinstance(families, list)] or [own]
+
+    async def stream(self, request: EngineRequest, videos: Sequence[VideoInput]) -> AsyncIterator[Event]:
+        """Events up to Finished or Failed."""
+        said = ""
+        for attempt in range(self._config.engine.retries + 1):
+            await self._pause(attempt)
+            repeated = ""
+            events = self._streams.stream.remote(request, *self._clips(videos))
+            try:
+                async for event in events:
+                    if isinstance(event, Started) and attempt:
+                        continue
+                    if isinstance(event, Delta):
+                        repeated += event.text
+                        event = _beyond(said, repeated)
+                        if event is None:
+                            continue
+                        if isinstance(event, Delta):
+                            said += event.text
+                    yield event
+                    if isinstance(event, Failed):
+                        return
+                return
+            except RayError as error:
+                self._check_passing(error)
+            except (BackPressureError, DeploymentUnavailableError):
+                yield Failed(self._full())
+                return
+            finally:
+                events.cancel()
+        yield Failed(_died())
+
+    async def _tried(self, call: Callable[[], Awaitable[T]]) -> T | Failed:
+        """The outcome of the first try that reaches a living replica."""
+        for attempt in range(self._config.engine.retries + 1):
+            await self._pause(attempt)
+            try:
+                return await call()
+            except RayError as error:
+                self._check_passing(error)
+            except (BackPressureError, DeploymentUnavailableError):
+                return Failed(self._full())
+        return Failed(_died())
+
+    def _clips(self, videos: Sequence[VideoInput]) -> list[DeploymentResponse]:
+        return [self._media.read.remote(video) for video in videos]
+
+    def _check_passing(self, error: RayError) -> None:
+        """Raise what another try would not mend: faults of our own code, and a request that was given up."""
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(error, TaskCancelledError) or not isinstance(cause, RayError):
+            raise error
+        logger.warning("a replica was lost (%s); its request is sent again", type(cause).__name__)
+
+    def _full(self) -> ApiError:
+        return overloaded("the queue is full", self._config.api.retry_after_s)
+
+    async def _pause(self, attempt: int) -> None:
+        if attempt:
+            await asyncio.sleep(_FIRST_PAUSE_S * 2 ** (attempt - 1))
+
+
+def _beyond(said: str, repeated: str) -> Delta | Failed | None:
+    """What a second try adds to the text already sent; Failed where it says something else."""
+    if repeated.startswith(said):
+        return Delta(repeated[len(said) :]) if len(repeated) > len(said) else None
+    if said.startswith(repeated):
+        return None
+    return Failed(_died())
+
+
+def _died() -> ApiError:
+    return ApiError(503, "replica_lost", "the replica that worked on the request was lost; try again", retry_after_s=2)
