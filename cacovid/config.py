@@ -143,6 +143,9 @@ class LearnersConfig(Section):
     zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(0, description="DeepSpeed ZeRO stage")
     bf16: Literal["auto", "on", "off"] = Field("auto", description="bfloat16 weights with fp32 masters; auto: on a GPU")
     micro_batch_tokens: Positive = Field(65_536, description="video and text tokens in one micro-batch")
+    record_cache_bytes: Count = Field(
+        1_000_000_000, description="host memory of one learner for replayed records already fetched"
+    )
     max_restarts: Count = Field(2, description="times a dead learner group is restarted from the last checkpoint")
 
 

@@ -15,6 +15,7 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from cacovid.config import TrainConfig
 from cacovid.policy.base import CompressionPolicy
 from learner.engine import Placement, PolicyEngine
+from learner.record_cache import RecordCache
 from learner.training_data import RecordData
 
 PolicyFiles = dict[str, bytes]  # file name -> content of a saved policy folder
@@ -55,6 +56,7 @@ class DeepSpeedLearner(TorchLearner):  # type: ignore[misc]
             total_updates=cfg.total_updates(),
         )
         self._newest_weights = self.policy_engine.weights()
+        self._record_cache = RecordCache(cfg.learners.record_cache_bytes)
 
     def _make_module(self) -> MultiRLModule:
         module = super()._make_module()
@@ -74,12 +76,11 @@ class DeepSpeedLearner(TorchLearner):  # type: ignore[misc]
     def update(self, training_data: RecordData, **kwargs: Any) -> dict[str, float]:  # noqa: ANN401
         """One optimiser step; every learner is called with its shard. Returns metrics over all records."""
         training_data.validate()
-        training_data.solve_refs()
         return self.policy_engine.update(
-            training_data.records,
+            self._record_cache.resolve(training_data.records),
             training_data.iterations,
             training_data.update_index,
-            training_data.global_count,
+            training_data.global_count or len(training_data.records),
             training_data.spare,
         )
 

@@ -47,8 +47,4 @@ class RecordData(TrainingData):  # type: ignore[misc]
         )
 
     def solve_refs(self) -> None:
-        """Fetch what is held by reference."""
-        refs = [record for record in self.records if isinstance(record, ray.ObjectRef)]
-        fetched = iter(ray.get(refs) if refs else [])
-        self.records = [next(fetched) if isinstance(record, ray.ObjectRef) else record for record in self.records]
-        self.global_count = self.global_count or len(self.records)
+        """Nothing: the learner resolves references through its :class:`learner.record_cache.RecordCache`."""
