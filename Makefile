@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := runs/demo
 
-.PHONY: setup demo test test-slow test-gpu lint bench embedded results clean
+.PHONY: setup demo test test-slow test-gpu lint bench bench-serve embedded results clean
 
 setup: $(READY)
 
@@ -37,6 +37,22 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m cluster.bench
+
+bench-serve: setup
+	$(BIN)/python -m cluster.bench_serve
+
+RESULTS := runs/results
+HELD_OUT := $(RESULTS)/table/clips-held-out-250/questions.parquet
+
+# The README's table: every policy trained through actors and learner, all methods on held-out clips.
+results: setup
+	rm -rf $(RESULTS)
+	$(BIN)/cacovid train --config configs/embedded.toml --set run.seed=0 --out $(RESULTS)/late-credit-0
+	$(BIN)/cacovid train --config configs/embedded.toml --set run.seed=1 --out $(RESULTS)/late-credit-1
+	$(BIN)/cacovid train --config configs/paper.toml --out $(RESULTS)/paper-clipped
+	$(BIN)/cacovid train --config configs/paper-credit.toml --out $(RESULTS)/paper-credit
+	$(BIN)/cacovid evaluate --out $(RESULTS)/table $(foreach run,late-credit-0 late-credit-1 paper-clipped paper-credit,--policy $(run)=$(RESULTS)/$(run))
+	$(BIN)/cacovid evaluate --out $(RESULTS)/table-global --policy paper-clipped=$(RESULTS)/paper-clipped --methods policy --rule global --data $(HELD_OUT)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
