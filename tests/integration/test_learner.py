@@ -60,6 +60,20 @@ def test_zero_stages_agree(zero_stage: int, policy_files: PolicyFiles, records: 
     assert max(float((published[name] - weights[name]).abs().max()) for name in weights) <= 1e-6
 
 
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_bfloat16_weights_take_about_the_same_steps(
+    zero_stage: int, policy_files: PolicyFiles, records: list[RolloutRecord]
+) -> None:
+    reference = start(policy_files, 0, zero_stage)
+    expected = losses(reference, records)
+    reference.shutdown()
+    group = start(policy_files, 0, zero_stage, **{"learners.bf16": "on"})
+    found = losses(group, records)
+    group.shutdown()
+    assert found == pytest.approx(expected, rel=0.03)
+    assert found != expected
+
+
 @pytest.mark.parametrize("zero_stage", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_two_learners_equal_the_local_one(
     zero_stage: int, policy_files: PolicyFiles, records: list[RolloutRecord], cluster: None, tmp_path: Path
