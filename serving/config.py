@@ -49,7 +49,7 @@ class MediaConfig(Section):
     max_redirects: Count = Field(3, description="redirects followed; each is checked like the first URL")
     connect_timeout_s: Seconds = Field(5.0, description="to connect, and between two reads")
     job_timeout_s: Seconds = Field(30.0, description="to fetch and decode one video; then its process is killed")
-    job_memory_bytes: Positive = Field(2048 * MIB, description="address space of one decoding process")
+    job_memory_bytes: Positive = Field(1024 * MIB, description="memory of one decoding process")
     job_cpu_s: Positive = Field(30, description="CPU seconds of one decoding process")
     concurrent_jobs: Positive = Field(2, description="videos read at once by one replica")
     waiting_jobs: Count = Field(32, description="videos that wait for a process of one replica; more answer 503")
@@ -88,6 +88,10 @@ class ApiConfig(Section):
     """The HTTP side."""
 
     keys_file: str | None = Field(None, description="file of bearer keys, one a line, '#' comments; None: no keys")
+    hosts: tuple[str, ...] = Field(
+        ("localhost", "127.0.0.1", "[::1]"),
+        description="without keys: names by which clients may call this service, against DNS rebinding; '*': any",
+    )
     max_body_bytes: Positive = Field(48 * MIB, description="largest request body; base64 adds a third to a video")
     body_timeout_s: Seconds = Field(30.0, description="to receive a request body")
     request_timeout_s: Seconds = Field(120.0, description="to answer, or to stream the whole answer")

@@ -77,6 +77,7 @@ def running(config: ServiceConfig, samples: Sequence[Sample] = (), keys: Sequenc
     app = create_app(config, backend, Keys(keys), telemetry, samples)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
+    listener.listen()  # requests that come before the server is up wait
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
 
     async def serve() -> None:

@@ -76,6 +76,7 @@ class Gate:
         path: str = scope["path"]
         if path not in OPEN and not path.startswith(OPEN_BELOW):
             self._keys.check(headers.get(b"authorization"))
+            self._check_host(headers.get(b"host", ""))
         if scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
@@ -89,6 +90,12 @@ class Gate:
         finally:
             self._held -= 1
             self._telemetry.in_flight.dec()
+
+    def _check_host(self, host: str) -> None:
+        """Without keys, a web page whose name was pointed at this machine could ask in its visitor's name."""
+        name = re.sub(r":\d+$", "", host).lower()
+        if not self._keys.required and "*" not in self._config.hosts and name not in self._config.hosts:
+            raise ApiError(421, "host_not_served", "this service is not called by that host name (api.hosts)")
 
     async def _body(self, headers: dict[bytes, str], receive: Receive) -> bytes:
         """The whole body, bounded in size and time."""

@@ -3,8 +3,10 @@
 Shape legend: F sampled frames.
 """
 
+import errno
 import hashlib
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +90,11 @@ def decode_jpegs(text: str, sampling: Sampling, default_frames: int, config: Med
     return DecodedVideo(frames, tuple(map(float, chosen)), duration, count / duration), digest.hexdigest()
 
 
+def no_memory() -> ApiError:
+    """422 for a video that would take more than its process may have."""
+    return bad_video("video_too_large", "the video needs more memory than this service gives to one")
+
+
 def _jpeg(content: bytes, count: int, config: MediaConfig) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     try:
         with Image.open(io.BytesIO(content), formats=["JPEG"]) as picture:
@@ -119,6 +126,8 @@ def _check_room(count: int, width: int, height: int, config: MediaConfig) -> Non
 def _spoken(error: BadItem, path: Path) -> ApiError:
     """The reader's own words without the path."""
     said = str(error).removeprefix(f"{path}: ")
+    if os.strerror(errno.ENOMEM) in said:
+        return no_memory()
     if str(path.parent) in said:
         return bad_video("unreadable_video", "the video cannot be read; re-encode it")
     code = "frame_too_large" if "exceed" in said else "unreadable_video"

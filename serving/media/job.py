@@ -13,9 +13,9 @@ from typing import Any
 
 from cacovid.data.video import DecodedVideo
 from serving.config import MediaConfig
-from serving.errors import ApiError, bad_video
+from serving.errors import ApiError
 from serving.media import limits
-from serving.media.decode import decode_file, decode_jpegs
+from serving.media.decode import decode_file, decode_jpegs, no_memory
 from serving.media.fetch import copy_local, fetch_https, save_base64
 from serving.media.records import Sampling, VideoInput
 
@@ -61,8 +61,7 @@ def run(link: socket.socket) -> None:
         send(link, json.dumps({"error": list(error.args)}).encode())
         return
     except MemoryError:
-        refusal = bad_video("video_too_large", "the video needs more memory than this service gives to one")
-        send(link, json.dumps({"error": list(refusal.args)}).encode())
+        send(link, json.dumps({"error": list(no_memory().args)}).encode())
         return
     head = {
         "shape": list(video.frames.shape),

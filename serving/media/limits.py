@@ -4,6 +4,7 @@ import ctypes
 import resource
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 
 from serving.config import MediaConfig
 
@@ -15,7 +16,7 @@ _OPEN_FILES = 64
 class ProcessLimits:
     """Bounds set by the kernel."""
 
-    memory_bytes: int  # address space
+    memory_bytes: int  # address space beyond what the process holds on entering
     cpu_s: int
     file_bytes: int  # of any file it writes
 
@@ -32,7 +33,7 @@ def enter(limits: ProcessLimits) -> None:
         if libc.prctl(option, value, 0, 0, 0):
             raise OSError(ctypes.get_errno(), f"prctl {option}")
     bounds = (
-        (resource.RLIMIT_AS, limits.memory_bytes),
+        (resource.RLIMIT_AS, _address_space() + limits.memory_bytes),
         (resource.RLIMIT_CPU, limits.cpu_s),
         (resource.RLIMIT_FSIZE, limits.file_bytes),
         (resource.RLIMIT_NOFILE, _OPEN_FILES),
@@ -42,3 +43,9 @@ def enter(limits: ProcessLimits) -> None:
         _, hard = resource.getrlimit(which)
         lowered = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(which, (lowered, lowered))
+
+
+def _address_space() -> int:
+    """Bytes mapped by this process: libraries and what its template set up."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * resource.getpagesize()

@@ -9,12 +9,37 @@ import os
 import signal
 import socket
 import sys
+import tempfile
+from pathlib import Path
 
-import numpy as np  # noqa: F401  imported here, so that children need not
-import PIL.JpegImagePlugin  # noqa: F401
+import av
+import numpy as np
+import PIL.JpegImagePlugin  # noqa: F401  imported here, so that children need not
 import urllib3  # noqa: F401
 
+from cacovid.data.video import read_frames
 from serving.media import job
+
+
+def warm_up() -> None:
+    """Read one small video, so that what decoders set up once is set up before children are forked."""
+    with tempfile.TemporaryDirectory(prefix="cacovid-media-") as folder:
+        clip = Path(folder) / "clip.mp4"
+        _write_clip(clip)
+        read_frames(clip, 2)
+    threads = len(os.listdir("/proc/self/task"))
+    assert threads == 1, f"{threads} threads: a fork would copy the locks of the others"
+
+
+def _write_clip(path: Path) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=4, options={"threads": "1", "preset": "ultrafast"})
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        for _ in range(2):
+            picture = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
 
 
 def serve(control: socket.socket) -> None:
@@ -51,4 +76,5 @@ def _child(descriptor: int) -> None:
 
 
 if __name__ == "__main__":
+    warm_up()
     serve(socket.socket(fileno=int(sys.argv[1])))

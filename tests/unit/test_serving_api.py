@@ -304,6 +304,16 @@ def test_an_answer_that_takes_too_long_is_given_up():
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "timeout")
 
 
-def test_a_service_without_keys_asks_for_none():
+def test_a_service_without_keys_answers_to_its_own_names_only():
+    """A page of evil.test, pointed at this machine by its name server, gets nothing."""
     with running(service_config(), keys=()) as service:
         assert httpx.get(f"{service.url}/v1/models").status_code == 200
+        assert httpx.get(f"http://localhost:{service.port}/v1/models").status_code == 200
+        for host in ("evil.test", f"evil.test:{service.port}", "127.0.0.1.evil.test", "localhost.evil.test", ""):
+            answer = httpx.get(f"{service.url}/v1/models", headers={"Host": host})
+            assert answer.status_code in (400, 421), host
+
+
+def test_a_service_with_keys_answers_to_every_name(service):
+    headers = {"Host": "videos.example.org", "Authorization": f"Bearer {KEY}"}
+    assert httpx.get(f"{service.url}/v1/models", headers=headers).status_code == 200

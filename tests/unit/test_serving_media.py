@@ -20,26 +20,44 @@ from tests.unit.test_serving_fetch import LOOPBACK
 from tests.video_files import grey_levels, write_audio, write_video
 
 
-def read(url: str, sampling: Sampling | None = None, **config) -> Clip:
-    """One video through a sandbox of its own."""
+def read_all(urls: list[str], sampling: Sampling | None = None, **config) -> list[Clip | ApiError]:
+    """Videos one after the other through one sandbox."""
     settings = MediaConfig(**config)
 
-    async def through() -> Clip:
+    async def through() -> list[Clip | ApiError]:
         sandbox = Sandbox(settings, default_frames=8)
+        outcomes: list[Clip | ApiError] = []
         try:
-            return await sandbox.read(parse_video_url(url, sampling or Sampling(), settings))
+            for url in urls:
+                try:
+                    outcomes.append(await sandbox.read(parse_video_url(url, sampling or Sampling(), settings)))
+                except ApiError as error:
+                    outcomes.append(error)
         finally:
             sandbox.close()
+        return outcomes
 
     return asyncio.run(through())
 
 
-def refused(url: str, sampling: Sampling | None = None, **config) -> str:
-    with pytest.raises(ApiError) as caught:
-        read(url, sampling, **config)
-    assert "/" not in caught.value.message, "no path or address in what clients read"
-    assert caught.value.status == 422
-    return caught.value.code
+def read(url: str, sampling: Sampling | None = None, **config) -> Clip:
+    (outcome,) = read_all([url], sampling, **config)
+    assert isinstance(outcome, Clip), outcome
+    return outcome
+
+
+def codes(urls: list[str], **config) -> list[str]:
+    """Why each of the videos is refused."""
+    outcomes = read_all(urls, **config)
+    for outcome in outcomes:
+        assert isinstance(outcome, ApiError)
+        assert "/" not in outcome.message, "no path or address in what clients read"
+        assert outcome.status == 422
+    return [outcome.code for outcome in outcomes]
+
+
+def refused(url: str, **config) -> str:
+    return codes([url], **config)[0]
 
 
 def test_frames_are_those_that_the_library_reads(tmp_path):
@@ -52,10 +70,9 @@ def test_frames_are_those_that_the_library_reads(tmp_path):
 
 def test_the_same_content_has_the_same_key_and_other_sampling_another(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(clip_bytes())
-    one = read(data_url(clip_bytes()))
-    same = read(f"file://{tmp_path}/clip.mp4", file_root=str(tmp_path))
-    fewer = read(data_url(clip_bytes()), Sampling(num_frames=4))
-    other = read(data_url(clip_bytes(1)))
+    urls = [data_url(clip_bytes()), f"file://{tmp_path}/clip.mp4", data_url(clip_bytes(1))]
+    one, same, other = read_all(urls, file_root=str(tmp_path))
+    fewer = read(urls[0], Sampling(num_frames=4))
     assert one.key == same.key
     assert len({one.key, fewer.key, other.key}) == 3
 
@@ -101,9 +118,9 @@ def test_videos_that_are_none_are_refused(tmp_path):
         "concat": b"ffconcat version 1.0\nfile /etc/passwd\n",
         "zeros": b"\x00" * 4096,
     }
-    for content in cases.values():
-        assert refused(data_url(content)) == "unreadable_video"
-    assert refused("data:video/mp4;base64,@@@@") == "invalid_base64"
+    found = codes([*map(data_url, cases.values()), "data:video/mp4;base64,@@@@"])
+    assert dict(zip(cases, found, strict=False)) == dict.fromkeys(cases, "unreadable_video")
+    assert found[-1] == "invalid_base64"
 
 
 def test_a_video_behind_other_bytes_that_decodes_is_still_only_a_video():
@@ -128,34 +145,33 @@ def test_a_file_of_a_hundred_thousand_frames_is_refused_from_its_index(tmp_path)
 
 def test_frames_of_sixteen_thousand_pixels_a_side_are_refused_from_the_header(tmp_path):
     path = huge_frame(tmp_path / "huge.avi")
-    assert refused(f"file://{path}", file_root=str(tmp_path)) == "frame_too_large"
-    assert refused(frames_url(jpeg((16_000, 2_000)))) == "frame_too_large"
+    urls = [f"file://{path}", frames_url(jpeg((16_000, 2_000)))]
+    assert codes(urls, file_root=str(tmp_path)) == ["frame_too_large"] * 2
 
 
 def test_jpeg_frames_that_are_none_or_differ_in_size_are_refused():
-    assert refused(frames_url(jpeg(), b"no jpeg")) == "unreadable_video"
-    assert refused(frames_url(jpeg(), jpeg((64, 64)))) == "mixed_sizes"
-    assert refused(frames_url(*[jpeg()] * 9), max_source_frames=8) == "too_many_frames"
-    assert refused(frames_url(jpeg()[:200])) == "unreadable_video"
+    urls = [
+        frames_url(jpeg(), b"no jpeg"),
+        frames_url(jpeg(), jpeg((64, 64))),
+        frames_url(jpeg()[:200]),
+        frames_url(*[jpeg()] * 9),
+    ]
+    assert codes(urls, max_source_frames=8) == [
+        "unreadable_video",
+        "mixed_sizes",
+        "unreadable_video",
+        "too_many_frames",
+    ]
 
 
 def test_a_greedy_decoder_is_refused_and_the_next_video_is_read(tmp_path):
-    """Frames of 4K do not fit into the address space given: allocation fails in the process, not here."""
-    path = write_video(tmp_path / "big.mp4", grey_levels(16), size=(3840, 2160))
-    url = f"file://{path}"
-    settings = MediaConfig(file_root=str(tmp_path), job_memory_bytes=260 << 20, max_decoded_bytes=1 << 30)
-
-    async def both() -> Clip:
-        sandbox = Sandbox(settings, default_frames=16)
-        try:
-            with pytest.raises(ApiError) as caught:
-                await sandbox.read(parse_video_url(url, Sampling(num_frames=16), settings))
-            assert caught.value.status == 422
-            return await sandbox.read(parse_video_url(data_url(clip_bytes()), Sampling(num_frames=2), settings))
-        finally:
-            sandbox.close()
-
-    assert asyncio.run(both()).frames.shape[0] == 2
+    """64 sampled frames do not fit into the address space given: allocation fails in the process, not here."""
+    path = write_video(tmp_path / "big.mp4", grey_levels(3), size=(1920, 1080))
+    urls = [f"file://{path}", data_url(clip_bytes())]
+    limits = {"file_root": str(tmp_path), "job_memory_bytes": 260 << 20, "max_decoded_bytes": 1 << 30}
+    greedy, small = read_all(urls, Sampling(num_frames=64), **limits)
+    assert (greedy.status, greedy.code) == (422, "video_too_large")
+    assert small.frames.shape[0] == 64
 
 
 def test_a_fetch_that_hangs_is_killed_at_its_deadline(tmp_path):
