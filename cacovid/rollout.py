@@ -59,7 +59,7 @@ def roll_out(
         combinations = sample_combinations(
             token_logits.cpu(),
             frame_logits.cpu(),
-            inputs.features.cpu(),
+            inputs.features,
             inputs.grid,
             sampling,
             rate,
