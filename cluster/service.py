@@ -1,6 +1,6 @@
 """Running the service on a Ray cluster: start, change, wait, stop."""
 
-import socket
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +11,12 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from cacovid.errors import UserError
+from cluster.service_address import check_address
 from serving.app import check, with_absolute_paths
 from serving.config import ServiceConfig
-from serving.schema import APPLICATION, deploy_schema
+from serving.schema import APPLICATION, INGRESS, deploy_schema
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_LAST_BYTES_S = 0.2  # for the proxy to pass on what replicas have sent
 _START_S = 300.0  # loading a large model takes minutes
 
 
@@ -32,17 +33,14 @@ def running_service(config: ServiceConfig, host: str, port: int, address: str | 
     Raises:
         UserError: an open host without keys, a port in use, or a configuration that cannot be served.
     """
-    if host not in LOOPBACK and config.api.keys_file is None:
-        raise UserError(f"--host {host} opens the service to others without keys: set api.keys_file in the config")
+    check_address(host, port, config)
     check(config)
-    _check_free(host, port)
-    connected = not ray.is_initialized()
-    if connected:
-        ray.init(address=address, **({} if address else {"include_dashboard": False}))
+    connected = _connect(address)
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
         deploy(config, host, port)
         yield
+        drain(config.api.request_timeout_s)
     finally:
         serve.shutdown()
         if connected:
@@ -74,19 +72,28 @@ def deploy(config: ServiceConfig, host: str, port: int) -> None:
     raise UserError(f"the service has not started within {_START_S:.0f} s: see the logs of Ray Serve")
 
 
+def drain(seconds: float) -> None:
+    """Refuse new requests with 503 and wait at most ``seconds`` for those under way."""
+    ingress = serve.get_deployment_handle(INGRESS, APPLICATION)
+    deadline = time.monotonic() + seconds
+    while sum(ingress.broadcast("drain").results(timeout_s=10)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(_LAST_BYTES_S)
+
+
+def _connect(address: str | None) -> bool:
+    """Join or start a Ray cluster; False where the process is connected already. Replicas' logs come to stderr."""
+    if ray.is_initialized():
+        return False
+    local = {} if address else {"include_dashboard": False}
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, **local)
+    except (ConnectionError, ValueError) as error:
+        raise UserError(f"no Ray cluster at {address!r}: {error}") from error
+    return True
+
+
 def _last_line(message: str) -> str:
     """The error itself, without the traceback above it."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return lines[-1] if lines else "see the logs of Ray Serve"
-
-
-def _check_free(host: str, port: int) -> None:
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {host}:{port} ({error.strerror}): choose another --port or --host"
-        ) from error

@@ -20,8 +20,7 @@ from serving.config import ServiceConfig
 from serving.replicas.engine import EngineReplica
 from serving.replicas.ingress import Ingress
 from serving.replicas.media import MediaReplica
-
-INGRESS, MEDIA, ENGINE = "ingress", "media", "engine"
+from serving.schema import ENGINE, INGRESS, MEDIA
 
 
 def build_application(config: ServiceConfig, samples: Sequence[Sample]) -> Application:

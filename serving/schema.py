@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cacovid.errors import UserError
-from cacovid.policy.base import CARD, WEIGHTS
 from serving.config import ServiceConfig
-from serving.deployments import ENGINE
 
+INGRESS, MEDIA, ENGINE = "ingress", "media", "engine"  # deployments
 APPLICATION = "cacovid"
 
 
@@ -37,6 +36,8 @@ def deploy_schema(config: ServiceConfig, host: str, port: int) -> dict[str, Any]
 
 def engine_user_config(config: ServiceConfig) -> dict[str, Any]:
     """The policies, and a digest of their files, so that a policy trained anew in the same folder is noticed."""
+    from cacovid.policy.base import CARD, WEIGHTS  # not above: reading a configuration needs no torch
+
     digest = hashlib.blake2b(digest_size=16)
     for folder in config.policies.values():
         for name in (CARD, WEIGHTS):

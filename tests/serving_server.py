@@ -19,6 +19,7 @@ from cacovid.model_policy import policy_for
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.loading import load_video_llm
 from serving.api.app import create_app
+from serving.api.gate import Admission
 from serving.api.keys import Keys
 from serving.api.page import Sample
 from serving.api.telemetry import Telemetry
@@ -74,7 +75,7 @@ def running(config: ServiceConfig, samples: Sequence[Sample] = (), keys: Sequenc
     engine.load_policies(config.policies)
     telemetry = Telemetry("test")
     backend = LocalBackend(engine, config)
-    app = create_app(config, backend, Keys(keys), telemetry, samples)
+    app = create_app(config, backend, Keys(keys), telemetry, Admission(), samples)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen()  # requests that come before the server is up wait

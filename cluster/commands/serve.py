@@ -39,6 +39,9 @@ def serve(
 
         typer.echo(to_yaml(resolved), nl=False)
         return
+    from cluster.service_address import check_address
+
+    check_address(host, port, resolved)
     from cluster.service import deploy, running_service
     from cluster.service_signals import wait_for_signals
 
@@ -59,13 +62,13 @@ def _resolved(config: Path | None, policies: list[str], model: str | None) -> "S
 
     if config is not None:
         return load_service_config(config)
+    folders = _folders(policies)
+    if not folders:
+        return parse_service_config({"model": {"path": model or "embedded"}})
     from cacovid.compressor import model_config_for
     from cacovid.config import ModelConfig
     from cacovid.policy.base import CompressionPolicy
 
-    folders = _folders(policies)
-    if not folders:
-        return parse_service_config({"model": {"path": model or "embedded"}})
     first = CompressionPolicy.from_pretrained(next(iter(folders.values())))
     settings: ModelConfig = model_config_for(first.metadata, model)
     return parse_service_config({"model": settings.model_dump(), "policies": folders})

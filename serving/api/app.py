@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from serving.api.gate import Gate
+from serving.api.gate import Admission, Gate
 from serving.api.keys import Keys
 from serving.api.page import Sample, add_page
 from serving.api.requests import ChatRequest, CompressRequest, engine_request
@@ -55,11 +55,16 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def create_app(
-    config: ServiceConfig, backend: Backend, keys: Keys, telemetry: Telemetry, samples: Sequence[Sample] = ()
+    config: ServiceConfig,
+    backend: Backend,
+    keys: Keys,
+    telemetry: Telemetry,
+    admission: Admission,
+    samples: Sequence[Sample] = (),
 ) -> FastAPI:
-    """The whole HTTP side in front of ``backend``."""
+    """The whole HTTP side in front of ``backend``; ``admission`` tells and decides what it holds."""
     app = FastAPI(title="cacovid", version="1", docs_url=None, redoc_url=None)
-    service = _Service(config, backend, telemetry)
+    service = _Service(config, backend, telemetry, admission)
     _add_api(app, service)
     _add_probes(app, service)
     if config.api.page:
@@ -68,17 +73,18 @@ def create_app(
     app.add_exception_handler(RequestValidationError, service.refuse_invalid)
     app.add_exception_handler(HTTPException, service.refuse_http)
     app.add_exception_handler(Exception, service.fail)
-    app.add_middleware(Gate, config=config.api, keys=keys, telemetry=telemetry)
+    app.add_middleware(Gate, config=config.api, keys=keys, telemetry=telemetry, admission=admission)
     return app
 
 
 class _Service:
     """Routes' bodies."""
 
-    def __init__(self, config: ServiceConfig, backend: Backend, telemetry: Telemetry) -> None:
+    def __init__(self, config: ServiceConfig, backend: Backend, telemetry: Telemetry, admission: Admission) -> None:
         self.config = config
         self.backend = backend
         self.telemetry = telemetry
+        self.admission = admission
 
     async def chat(self, body: ChatRequest, request: Request) -> ChatCompletion | StreamingResponse:
         asked, videos = engine_request(body, self.config)
@@ -146,7 +152,9 @@ class _Service:
         yield "data: [DONE]\n\n"
 
     async def ready(self) -> JSONResponse:
-        """200 as soon as an engine answers; a full queue is ready, for it empties."""
+        """200 as soon as an engine answers; a full queue is ready, for it empties; a draining replica is not."""
+        if self.admission.draining:
+            return JSONResponse({"status": "draining"}, 503)
         try:
             async with asyncio.timeout(5):
                 models = await self.backend.models()

@@ -9,6 +9,7 @@ import logging
 import re
 import secrets
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,15 +37,23 @@ _HEADERS = (
 )
 
 
+@dataclass
+class Admission:
+    """Requests that this replica holds, and whether it takes more."""
+
+    held: int = 0
+    draining: bool = False
+
+
 class Gate:
     """Middleware; ``scope['state']['request_id']`` is the request's id for the routes."""
 
-    def __init__(self, app: ASGIApp, config: ApiConfig, keys: Keys, telemetry: Telemetry) -> None:
+    def __init__(self, app: ASGIApp, config: ApiConfig, keys: Keys, telemetry: Telemetry, admission: Admission) -> None:
         self._app = app
         self._config = config
         self._keys = keys
         self._telemetry = telemetry
-        self._held = 0
+        self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry."""
@@ -80,15 +89,17 @@ class Gate:
         if scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        if self._held >= self._config.max_in_flight:
+        if self._admission.draining:
+            raise overloaded("the service is shutting down", self._config.retry_after_s)
+        if self._admission.held >= self._config.max_in_flight:
             raise overloaded("too many requests are in flight", self._config.retry_after_s)
-        self._held += 1
+        self._admission.held += 1
         self._telemetry.in_flight.inc()
         try:
             body = await self._body(headers, receive)
             await self._app(scope, _replayed(body, receive), send)
         finally:
-            self._held -= 1
+            self._admission.held -= 1
             self._telemetry.in_flight.dec()
 
     def _check_host(self, host: str) -> None:

@@ -8,6 +8,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serving.api.app import create_app
+from serving.api.gate import Admission
 from serving.api.keys import Keys
 from serving.api.page import Sample
 from serving.api.telemetry import Telemetry
@@ -31,6 +32,7 @@ class Ingress:
         context = serve.get_replica_context()
         self._config = config
         self._samples = samples
+        self._admission = Admission()
         self._telemetry = Telemetry(context.replica_id.unique_id)
         own = serve.get_deployment_handle(context.deployment, context.app_name)
         self._backend = ServeBackend(config, media, engine, own)
@@ -38,7 +40,12 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         """What Serve runs as this replica's application."""
         keys = Keys.read(self._config.api.keys_file)
-        return create_app(self._config, self._backend, keys, self._telemetry, self._samples)
+        return create_app(self._config, self._backend, keys, self._telemetry, self._admission, self._samples)
+
+    async def drain(self) -> int:
+        """Take no further requests; the number of those still held."""
+        self._admission.draining = True
+        return self._admission.held
 
     async def families(self) -> list[Metric]:
         """This replica's metrics."""

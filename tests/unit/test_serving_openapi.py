@@ -14,6 +14,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from serving.api.app import create_app
+from serving.api.gate import Admission
 from serving.api.keys import Keys
 from serving.api.telemetry import Telemetry
 from serving.config import ServiceConfig
@@ -34,7 +35,9 @@ class NoBackend:
     """Nothing is asked of it: the description alone is wanted."""
 
 
-description_only = create_app(ServiceConfig(api={"page": False}), NoBackend(), Keys([KEY]), Telemetry("none"))
+description_only = create_app(
+    ServiceConfig(api={"page": False}), NoBackend(), Keys([KEY]), Telemetry("none"), Admission()
+)
 schema = schemathesis.openapi.from_dict(description_only.openapi())
 
 
