@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 import time
+from pathlib import Path
 
 import httpx2 as httpx
 import openai
@@ -317,3 +318,16 @@ def test_a_service_without_keys_answers_to_its_own_names_only():
 def test_a_service_with_keys_answers_to_every_name(service):
     headers = {"Host": "videos.example.org", "Authorization": f"Bearer {KEY}"}
     assert httpx.get(f"{service.url}/v1/models", headers=headers).status_code == 200
+
+
+def test_the_example_of_the_documentation_runs(service, tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    example = text.partition("```python\n")[2].partition("```")[0]
+    changes = {"http://127.0.0.1:8000": service.url, 'api_key="none"': f'api_key="{KEY}"', '"cacovid"': f'"{POLICY}"'}
+    for shown, here in changes.items():
+        assert shown in example
+        example = example.replace(shown, here)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clip.mp4").write_bytes(clip_bytes())
+    exec(compile(example, "docs/serving.md", "exec"), {})
+    assert "28 of 288 video tokens read" in capsys.readouterr().out
