@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 import ray
+import torch
 
 from cacovid.config import TrainConfig
 from cacovid.model_policy import policy_for
@@ -28,6 +29,8 @@ def initial_policy_files(config: TrainConfig) -> PolicyFiles:
 
 
 def _make(config: TrainConfig) -> PolicyFiles:
+    # Orthogonal initialisation differs in its last digits with the number of threads.
+    torch.set_num_threads(config.actors.threads)
     video_llm = load_video_llm(config.model)
     policy = policy_for(video_llm, config)
     with tempfile.TemporaryDirectory() as folder:
