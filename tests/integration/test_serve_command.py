@@ -16,8 +16,11 @@ from pathlib import Path
 
 import httpx2 as httpx
 import pytest
+from ray import serve
 
-from tests.serving_server import policy_folder
+from cluster.load import steady_load
+from cluster.service import running_service
+from tests.serving_server import policy_folder, service_config
 from tests.unit.test_serving_api import messages
 
 
@@ -116,3 +119,31 @@ def test_the_command_serves_reloads_and_drains(tmp_path):
     finally:
         if running.process.poll() is None:
             os.killpg(running.process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow  # another replica takes its time to be wanted and to start
+def test_engines_are_added_under_load_up_to_their_bound(cluster):
+    config = service_config(
+        engine={"max_replicas": 2, "target_ongoing": 1.0, "cpus": 0.1},
+        media={"max_replicas": 1, "cpus": 0.1},
+        api={"max_replicas": 1, "cpus": 0.1, "page": False},
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    body = {"model": "trained", "messages": messages(), "max_tokens": 4}
+    with running_service(config, "127.0.0.1", port):
+        assert engine_count() == 1
+        with steady_load(f"http://127.0.0.1:{port}", lambda: body, clients=6) as outcomes:
+            deadline = time.monotonic() + 120
+            while engine_count() < 2 and time.monotonic() < deadline:
+                time.sleep(0.5)
+            time.sleep(3)
+            assert engine_count() == 2
+        assert set(outcomes.statuses) == {200}
+
+
+def engine_count() -> int:
+    """Engine replicas that Serve counts as running."""
+    engine = serve.status().applications["cacovid"].deployments["engine"]
+    return engine.replica_states.get("RUNNING", 0)
