@@ -4,7 +4,7 @@
 side does not know which it has.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from prometheus_client import Metric
@@ -20,8 +20,8 @@ class Backend(Protocol):
         """The whole answer."""
         ...
 
-    def stream(self, request: EngineRequest, videos: Sequence[VideoInput]) -> AsyncIterator[Event]:
-        """Events up to Finished or Failed."""
+    def stream(self, request: EngineRequest, videos: Sequence[VideoInput]) -> AsyncGenerator[Event, None]:
+        """Events up to Finished or Failed; closing it gives the request up."""
         ...
 
     async def compress(self, request: EngineRequest, videos: Sequence[VideoInput]) -> Compressed | Failed:

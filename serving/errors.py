@@ -1,6 +1,6 @@
 """Errors as clients see them, in OpenAI's form, without paths, addresses or tracebacks."""
 
-from typing import Any, NoReturn
+from typing import Any
 
 
 class ApiError(Exception):
@@ -61,8 +61,3 @@ def invalid(param: str, message: str) -> ApiError:
 def overloaded(what: str, retry_after_s: int) -> ApiError:
     """503 for a full queue: the client is told when to come back instead of waiting without end."""
     return ApiError(503, "overloaded", f"{what}; try again in {retry_after_s} s", retry_after_s=retry_after_s)
-
-
-def unreachable(value: object) -> NoReturn:
-    """Raise AssertionError for a value that no caller can produce."""
-    raise AssertionError(f"unexpected {type(value).__name__}")

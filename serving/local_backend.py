@@ -1,7 +1,8 @@
 """Media and engine in this process: for tests, and to measure what Ray Serve costs."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 from prometheus_client import Metric
 
@@ -38,15 +39,16 @@ class LocalBackend:
         except ApiError as error:
             return Failed(error)
 
-    async def stream(self, request: EngineRequest, videos: Sequence[VideoInput]) -> AsyncIterator[Event]:
+    async def stream(self, request: EngineRequest, videos: Sequence[VideoInput]) -> AsyncGenerator[Event, None]:
         """See :class:`Backend`."""
         try:
             clips = await self._clips(videos)
         except ApiError as error:
             yield Failed(error)
             return
-        async for event in self._batcher.events(request, clips):
-            yield event
+        async with aclosing(self._batcher.events(request, clips)) as events:
+            async for event in events:
+                yield event
 
     async def compress(self, request: EngineRequest, videos: Sequence[VideoInput]) -> Compressed | Failed:
         """See :class:`Backend`."""

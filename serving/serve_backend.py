@@ -7,8 +7,8 @@ seed, so that the second try says the same. A stream goes on where it stopped, i
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
 
 from prometheus_client import Metric
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
@@ -22,7 +22,6 @@ from serving.media.records import VideoInput
 
 logger = logging.getLogger("cacovid.serving.api")
 
-T = TypeVar("T")
 _FIRST_PAUSE_S = 0.2  # before a second try, doubled from try to try: a replacement takes seconds to start
 
 
@@ -40,17 +39,15 @@ class ServeBackend:
 
     async def answer(self, request: EngineRequest, videos: Sequence[VideoInput]) -> Answer | Failed:
         """The whole answer."""
-        call: Callable[[], Awaitable[Answer | Failed]] = lambda: self._engine.answer.remote(  # noqa: E731
-            request, *self._clips(videos)
-        )
-        return await self._tried(call)
+        answer: Answer | Failed = await self._tried(lambda: self._engine.answer.remote(request, *self._clips(videos)))
+        return answer
 
     async def compress(self, request: EngineRequest, videos: Sequence[VideoInput]) -> Compressed | Failed:
         """The retained tokens alone."""
-        call: Callable[[], Awaitable[Compressed | Failed]] = lambda: self._engine.compress.remote(  # noqa: E731
-            request, *self._clips(videos)
+        compressed: Compressed | Failed = await self._tried(
+            lambda: self._engine.compress.remote(request, *self._clips(videos))
         )
-        return await self._tried(call)
+        return compressed
 
     async def models(self) -> list[ModelCard]:
         """Every model id, from any engine replica."""
@@ -64,7 +61,7 @@ class ServeBackend:
         found = await self._ingress.broadcast("families").results_async(timeout_s=5, return_exceptions=True)
         return [families for families in found if isinstance(families, list)] or [own]
 
-    async def stream(self, request: EngineRequest, videos: Sequence[VideoInput]) -> AsyncIterator[Event]:
+    async def stream(self, request: EngineRequest, videos: Sequence[VideoInput]) -> AsyncGenerator[Event, None]:
         """Events up to Finished or Failed."""
         said = ""
         for attempt in range(self._config.engine.retries + 1):
@@ -95,12 +92,16 @@ class ServeBackend:
                 events.cancel()
         yield Failed(_died())
 
-    async def _tried(self, call: Callable[[], Awaitable[T]]) -> T | Failed:
-        """The outcome of the first try that reaches a living replica."""
+    async def _tried(self, call: Callable[[], DeploymentResponse]) -> Any:  # noqa: ANN401  what the replica returns
+        """The outcome of the first try that reaches a living replica, or Failed."""
         for attempt in range(self._config.engine.retries + 1):
             await self._pause(attempt)
+            response = call()
             try:
-                return await call()
+                return await response
+            except asyncio.CancelledError:
+                response.cancel()  # the request was given up: its replica is to know
+                raise
             except RayError as error:
                 self._check_passing(error)
             except (BackPressureError, DeploymentUnavailableError):

@@ -4,7 +4,8 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -119,20 +120,24 @@ class _Service:
     ) -> StreamingResponse:
         """A response that has begun only when the request is known to be good: refusals keep their status."""
         events = self.backend.stream(asked, videos)
-        async with self._deadline():
-            first = await anext(events)
+        try:
+            async with self._deadline():
+                first = await anext(events)
+        except ApiError:
+            await events.aclose()
+            raise
         if isinstance(first, Failed):
             raise first.error
         lines = self._lines(events, asked.model, request, include_usage)
         return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
     async def _lines(
-        self, events: AsyncIterator[Event], model: str, request: Request, include_usage: bool
+        self, events: AsyncGenerator[Event, None], model: str, request: Request, include_usage: bool
     ) -> AsyncIterator[str]:
         name, created = _completion_id(), int(time.time())
         yield chunk(name, model, created, {"role": "assistant", "content": ""})
         try:
-            async with self._deadline(since=request.state.started):
+            async with aclosing(events), self._deadline(since=request.state.started):
                 async for event in events:
                     match event:
                         case Delta(text):

@@ -8,8 +8,9 @@ One batch runs at a time; further requests wait in the queue, whose bound is kep
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 
 from serving.config import EngineConfig
 from serving.engine.engine import Engine, Job
@@ -55,7 +56,7 @@ class Batcher:
             return f"a batch has lasted longer than engine.stall_s={self._config.stall_s}"
         return None
 
-    async def events(self, request: EngineRequest, clips: Sequence[Clip]) -> AsyncIterator[Event]:
+    async def events(self, request: EngineRequest, clips: Sequence[Clip]) -> AsyncGenerator[Event, None]:
         """All events of one request; leaving early takes it out of its batch at the next token."""
         loop = asyncio.get_running_loop()
         inbox: asyncio.Queue[Event] = asyncio.Queue()
@@ -73,23 +74,25 @@ class Batcher:
     async def answer(self, request: EngineRequest, clips: Sequence[Clip]) -> Answer | Failed:
         """The whole answer of one request."""
         texts: list[str] = []
-        async for event in self.events(request, clips):
-            match event:
-                case Delta(text):
-                    texts.append(text)
-                case Finished():
-                    return Answer("".join(texts), event)
-                case Failed():
-                    return event
-                case Started():
-                    pass
+        async with aclosing(self.events(request, clips)) as events:
+            async for event in events:
+                match event:
+                    case Delta(text):
+                        texts.append(text)
+                    case Finished():
+                        return Answer("".join(texts), event)
+                    case Failed():
+                        return event
+                    case Started():
+                        pass
         raise AssertionError("events end with Finished or Failed")
 
     async def compress(self, request: EngineRequest, clips: Sequence[Clip]) -> Compressed | Failed:
         """The tokens retained for one request without decoding."""
-        async for event in self.events(request, clips):
-            if isinstance(event, (Compressed, Failed)):
-                return event
+        async with aclosing(self.events(request, clips)) as events:
+            async for event in events:
+                if isinstance(event, (Compressed, Failed)):
+                    return event
         raise AssertionError("events end with Compressed or Failed")
 
     async def _work(self) -> None:

@@ -65,6 +65,19 @@ class Sandbox:
             self._held -= 1
             shutil.rmtree(folder, ignore_errors=True)
 
+    async def check(self) -> None:
+        """Fork a process that ends at once; the template is started where there is none.
+
+        Raises:
+            RuntimeError: no process can be had; the template's own words are on stderr.
+        """
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            try:
+                os.close(await self._fork(theirs))
+            except (EOFError, OSError) as error:
+                raise RuntimeError("no decoding process can be started") from error
+
     def close(self) -> None:
         """End the template and with it every decoding process."""
         if self._control is not None:

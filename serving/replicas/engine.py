@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from serving.config import ServiceConfig
@@ -49,8 +50,9 @@ class EngineReplica:
         if refusal:
             yield refusal
             return
-        async for event in self._running().events(request, _usable(clips)):
-            yield event
+        async with aclosing(self._running().events(request, _usable(clips))) as events:
+            async for event in events:
+                yield event
 
     async def compress(self, request: EngineRequest, *clips: Clip | Failed) -> Compressed | Failed:
         """The retained tokens alone."""

@@ -22,6 +22,10 @@ class MediaReplica:
         except ApiError as error:
             return Failed(error)
 
+    async def check_health(self) -> None:
+        """Raises RuntimeError when no decoding process can be started; the first check starts their template."""
+        await self._sandbox.check()
+
     def __del__(self) -> None:
         """End the decoding processes with the replica."""
         self._sandbox.close()

@@ -65,7 +65,7 @@ class Response:
         return events()
 
     def cancel(self):
-        pass
+        self.cancelled = True
 
 
 def full() -> BackPressureError:
@@ -118,6 +118,27 @@ def test_a_fault_of_our_code_is_not_tried_again():
 def test_a_lost_video_behind_a_task_error_is_tried_again():
     handle = Handle(RayTaskError("answer", "traceback", ActorDiedError()), ANSWER)
     assert answered(handle) == ANSWER
+
+
+def test_a_request_that_is_given_up_is_cancelled_at_its_replica():
+    class Endless(Response):
+        def __await__(self):
+            return asyncio.sleep(60).__await__()
+
+    response = Endless(None)
+
+    class Waiting(Handle):
+        def remote(self, *args):
+            return response
+
+    async def give_up():
+        backend = ServeBackend(ServiceConfig(), Handle(), Waiting(), Handle())
+        async with asyncio.timeout(0.05):
+            await backend.answer(REQUEST, [])
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(give_up())
+    assert response.cancelled
 
 
 def test_a_stream_goes_on_where_it_was_cut():
