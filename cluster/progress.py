@@ -51,10 +51,12 @@ class TrainingProgress:
         if self._first is None:
             self._first, self._started = done, time.perf_counter()
         if not self.console.is_terminal and (done % max(1, self.total // LINES) == 0 or done == self.total):
-            self.console.print(f"step {done}/{self.total}  {figures}  left {self._left(done):.0f} s", highlight=False)
+            self.console.print(f"step {done}/{self.total}  {figures}{self._left(done)}", highlight=False)
 
-    def _left(self, done: int) -> float:
-        """Seconds to the end at the mean pace so far."""
+    def _left(self, done: int) -> str:
+        """Seconds to the end at the mean pace so far; nothing before there is a pace."""
         assert self._first is not None
         paced = done - self._first
-        return (time.perf_counter() - self._started) / paced * (self.total - done) if paced else float("nan")
+        if not paced:
+            return ""
+        return f"  left {(time.perf_counter() - self._started) / paced * (self.total - done):.0f} s"
