@@ -101,7 +101,7 @@ class Bench:
             whole = _together(rounds)
             shares = [f"{1000 * whole.percentile(share):.0f}" for share in (0.5, 0.95, 0.99)]
             table.add_row(f"{retention:.0%}", f"{whole.throughput:.1f}", *shares, whole.others())
-        self.console.print(table)
+        self._show(table)
 
     def overhead(self, policy: str, requests: int = 60) -> None:
         """One client: the same questions by a direct call of the library and through the service, in turn."""
@@ -122,7 +122,7 @@ class Bench:
         table.add_row("direct call of Compressor in one process", f"{median_ms(direct):.1f}")
         table.add_row("HTTP, ingress, media process, engine", f"{median_ms(outcomes.seconds):.1f}")
         table.add_row("difference", f"{median_ms(outcomes.seconds) - median_ms(direct):.1f}")
-        self.console.print(table)
+        self._show(table)
 
     def killed_replica(self) -> None:
         """kill -9 of the only engine replica under load."""
@@ -138,7 +138,7 @@ class Bench:
         table.add_row("refused with 503 and Retry-After", str(outcomes.statuses[503]))
         table.add_row("lost or another error", str(_failed(outcomes)))
         table.add_row("first answer after the kill", f"{recovered:.1f} s")
-        self.console.print(table)
+        self._show(table)
 
     def updates(self, policy: str) -> None:
         """Another policy in place, then other settings by new replicas, both under load."""
@@ -164,7 +164,12 @@ class Bench:
                 f"{outcomes.longest_gap():.1f}",
                 same,
             )
-        self.console.print(table)
+        self._show(table)
+
+    def _show(self, table: Table) -> None:
+        """The title on a line of its own, which a table would break to its width."""
+        title, table.title = table.title, None
+        self.console.print(f"\n{title}", table, sep="\n", highlight=False)
 
     def _next_body(self) -> Body:
         return LoadClip.draw(next(self._seeds)).body("first", 0.1)
@@ -215,7 +220,7 @@ def _free_port() -> int:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title)
     for place, column in enumerate(columns):
         table.add_column(column, justify="right" if place else "left")
     return table

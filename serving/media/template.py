@@ -5,6 +5,7 @@ is handed it forks a child, and hands back a pidfd, by which the child can be ki
 become. It holds no secrets: its environment is made for it.
 """
 
+import gc
 import os
 import signal
 import socket
@@ -77,4 +78,5 @@ def _child(descriptor: int) -> None:
 
 if __name__ == "__main__":
     warm_up()
+    gc.freeze()  # a child's garbage collection then copies no pages of what was imported
     serve(socket.socket(fileno=int(sys.argv[1])))
