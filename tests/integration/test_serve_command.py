@@ -34,7 +34,6 @@ def command(*arguments: str) -> list[str]:
         (["--config", "{tmp}/none.yaml"], "cannot read the config"),
         (["--config", "{tmp}/odd.yaml"], "engine.max_batches"),
         (["--config", "{tmp}/odd.yaml", "--policy", "{tmp}"], "leave out --policy"),
-        (["--policy", "{tmp}"], "holds no policy.json"),
         (["--policy", "a=x", "--policy", "a=y"], "two policies have the id 'a'"),
         (["--host", "0.0.0.0"], "without keys"),
         (["--port", "{port}"], "cannot listen on"),
