@@ -1,6 +1,7 @@
 """The service in this process behind a real socket, for tests that need no Ray."""
 
 import asyncio
+import atexit
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from shutil import rmtree
 from tempfile import mkdtemp
 from typing import Any
 
@@ -42,6 +44,7 @@ def embedded_llm() -> VideoLLM:
 def policy_folder(seed: int = 0) -> str:
     """A fresh policy for the embedded model, saved."""
     folder = mkdtemp(prefix="cacovid-policy-")
+    atexit.register(rmtree, folder)
     policy_for(embedded_llm(), TrainConfig(run={"seed": seed})).save_pretrained(folder)
     return folder
 
