@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := runs/demo
 
-.PHONY: setup demo test test-slow test-gpu lint bench bench-serve embedded results clean
+.PHONY: setup demo test test-slow test-gpu lint bench bench-serve results clean
 
 setup: $(READY)
 

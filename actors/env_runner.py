@@ -112,14 +112,6 @@ class RolloutEnvRunner(EnvRunner, Checkpointable):  # type: ignore[misc]
             policy.load_state_dict(weights)
             self._policy_version = task.policy_version
 
-    def forget_weights(self) -> None:
-        """Fetch the weights anew for the next task, whatever its version (after a restore)."""
-        self._policy_version = None
-
-    def model_fingerprint(self) -> str:
-        """Fingerprint of the replica's Video-LLM."""
-        return self._load()[0].video_llm.fingerprint
-
     def assert_healthy(self) -> None:
         """RLlib calls this on each new actor."""
         assert self.train_config is not None

@@ -6,11 +6,9 @@ from pathlib import Path
 from cacovid.config import TrainConfig
 from cacovid.data.skipped import SkippedItems
 from cacovid.data.table import read_questions
-from cacovid.embedded.dataset import write_dataset
+from cacovid.embedded.dataset import TABLE, write_dataset
 from cacovid.embedded.splits import split_seeds
 from cacovid.records import VideoQuestion
-
-TABLE = "questions.parquet"
 
 
 def training_items(config: TrainConfig, folder: Path, skipped: SkippedItems) -> list[VideoQuestion]:
