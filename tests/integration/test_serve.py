@@ -25,6 +25,7 @@ from serving.config import ServiceConfig
 from tests.serving_server import BASE, KEY, POLICY, policy_folder, service_config, write_keys
 from tests.serving_videos import clip_bytes, data_url
 from tests.unit.test_serving_api import messages, question_about
+from tests.waiting import wait_until
 
 FIXED = {"model": POLICY, "messages": messages(), "max_tokens": 4, "compression": {"retention": 0.25}}
 
@@ -111,14 +112,6 @@ class Load:
                 self.answers[answer.json()["choices"][0]["message"]["content"]] += 1
             else:
                 self.bodies.append(answer.text)
-
-
-def wait_until(condition, seconds: float = 60.0) -> float:
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < seconds, "it did not happen in time"
-        time.sleep(0.1)
-    return time.monotonic() - started
 
 
 def test_the_answer_through_serve_is_the_librarys(service, tmp_path):

@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import threading
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2 as httpx
@@ -25,6 +25,7 @@ from serving.errors import ApiError
 from serving.samples import draw_samples
 from tests.serving_server import BASE, KEY, POLICY, embedded_llm, policy_folder, running, service_config, write_keys
 from tests.serving_videos import clip_bytes, data_url, frames_url, jpeg
+from tests.waiting import wait_until
 
 
 def question_about(place: int = 0) -> tuple[str, str]:
@@ -226,10 +227,13 @@ def test_metrics_count_tokens_stages_and_errors(service, client):
     assert value("cacovid_video_tokens_total", part="in") - before["in"] == usage.video_tokens
     assert value("cacovid_video_tokens_total", part="kept") - before["kept"] == usage.video_tokens_kept
     assert value("cacovid_errors_total", code="unreadable_video") == errors + 1
-    assert value("cacovid_in_flight") == 0
-    text = httpx.get(f"{service.url}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
-    assert 'cacovid_stage_seconds_bucket{le="0.01",replica="test",stage="policy"}' in text
-    assert 'cacovid_requests_total{replica="test",route="/v1/chat/completions",status="422"}' in text
+    wait_until(lambda: value("cacovid_in_flight") == 0)  # counted after the last byte went out
+
+    def metrics() -> str:
+        return httpx.get(f"{service.url}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
+
+    wait_until(lambda: 'cacovid_requests_total{replica="test",route="/v1/chat/completions",status="422"}' in metrics())
+    assert 'cacovid_stage_seconds_bucket{le="0.01",replica="test",stage="policy"}' in metrics()
 
 
 def test_request_ids_go_through_and_strange_ones_do_not(service):
@@ -242,6 +246,7 @@ def test_logs_hold_ids_and_counts_but_no_key_question_or_video(service, client, 
     logging.getLogger("cacovid.serving").setLevel("INFO")
     with caplog.at_level(logging.INFO, logger="cacovid.serving.api"):
         ask(client, extra_headers={"X-Request-Id": "find-me"})
+        wait_until(lambda: "find-me" in caplog.text)  # it is written after the last byte went out
     lines = [record.getMessage() for record in caplog.records if "find-me" in record.getMessage()]
     fields = json.loads(lines[0])
     assert (fields["request"], fields["status"], fields["route"]) == ("find-me", 200, "/v1/chat/completions")
@@ -278,24 +283,25 @@ def test_a_fault_in_the_middle_of_a_stream_is_an_event(service, client, monkeypa
 
 def test_a_full_service_answers_503_with_retry_after():
     config = service_config(api={"max_in_flight": 1, "retry_after_s": 9})
-    with running(config) as service, httpx.Client() as held:
-        request = held.build_request("POST", f"{service.url}/v1/chat/completions", content=_slowly())
+    refused = threading.Event()
+
+    def body_in_two_parts() -> Iterator[bytes]:
+        yield b"{"
+        refused.wait(60)
+        yield b"}"
+
+    with running(config) as service, httpx.Client(timeout=60) as held:
+        request = held.build_request("POST", f"{service.url}/v1/chat/completions", content=body_in_two_parts())
         request.headers |= {"Authorization": f"Bearer {KEY}"}
         thread = threading.Thread(target=lambda: held.send(request), daemon=True)
         thread.start()
-        while service.telemetry.registry.get_sample_value("cacovid_in_flight", {"replica": "test"}) != 1:
-            pass
+        wait_until(lambda: service.telemetry.registry.get_sample_value("cacovid_in_flight", {"replica": "test"}) == 1)
         answer = post(service, "/v1/chat/completions", {})
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "9")
         assert answer.json()["error"]["type"] == "overloaded_error"
         assert httpx.get(f"{service.url}/healthz").status_code == 200
+        refused.set()
         thread.join()
-
-
-def _slowly():
-    yield b"{"
-    time.sleep(1.0)
-    yield b"}"
 
 
 def test_an_answer_that_takes_too_long_is_given_up():
