@@ -7,7 +7,7 @@ from typing import Final
 
 from cacovid.data.table import write_questions
 from cacovid.embedded.clips import Clip, draw_clip
-from cacovid.embedded.parallel import map_processes
+from cacovid.embedded.parallel import map_threads
 from cacovid.embedded.questions import QUESTIONS_PER_CLIP, ClipQuestion, clip_questions
 from cacovid.embedded.video_writer import write_mp4
 from cacovid.errors import UserError
@@ -25,7 +25,7 @@ def write_dataset(
 
     Args:
         questions: questions a clip, 1 to 16.
-        workers: processes that draw and encode; the files do not depend on it.
+        workers: threads that draw and encode; the files do not depend on it.
 
     Returns:
         The questions in the table's order; their videos are relative to ``folder``.
@@ -36,7 +36,7 @@ def write_dataset(
     if (folder / TABLE).exists():
         raise UserError(f"{folder} already holds {TABLE}: choose another folder or delete it")
     (folder / VIDEOS).mkdir(parents=True, exist_ok=True)
-    rows = list(map_processes(partial(_write_clip, folder, questions), list(seeds), workers))
+    rows = list(map_threads(partial(_write_clip, folder, questions), list(seeds), workers))
     items = [item for of_clip in rows for item in of_clip]
     write_questions(folder / TABLE, items)
     return items

@@ -14,7 +14,6 @@ LINES = 20  # lines a stage where there is no terminal
 app = typer.Typer(no_args_is_help=True, help="The embedded benchmark: its model and its clips.")
 
 Output = Annotated[Path, typer.Option("--out", help="folder to write; must not hold one already")]
-Workers = Annotated[int, typer.Option(min=1, help="processes that draw clips")]
 
 
 @app.command()
@@ -22,7 +21,7 @@ def build(
     out: Output,
     seed: Annotated[int, typer.Option(min=0, help="seed of initial weights and batches")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="torch threads")] = 2,
-    workers: Workers = 2,
+    workers: Annotated[int, typer.Option(min=1, help="processes that draw clips")] = 2,
 ) -> None:
     """Train the tiny Video-LLM from nothing (about 25 minutes on two cores) and print its held-out accuracy."""
     import torch
@@ -49,7 +48,7 @@ def clips(
     split: Annotated[str, typer.Option(help="train, development, held-out or model")] = "train",
     count: Annotated[int, typer.Option(min=1, help="clips; two questions each")] = 100,
     first: Annotated[int, typer.Option(min=0, help="first clip of the split")] = 0,
-    workers: Workers = 2,
+    workers: Annotated[int, typer.Option(min=1, help="threads that draw and encode")] = 2,
 ) -> None:
     """Write clips as H.264 MP4 files with their question table."""
     from rich.console import Console

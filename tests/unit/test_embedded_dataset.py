@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -58,7 +61,7 @@ def test_file_and_memory_round_trip_agree(dataset):
     assert np.abs(decoded.astype(int) - round_trip(draw_clip(seed).frames).astype(int)).max() <= 2
 
 
-def test_worker_processes_write_the_same_files(tmp_path):
+def test_more_workers_write_the_same_files(tmp_path):
     seeds = DEVELOPMENT[:20]
     for workers in (1, 2):
         write_dataset(tmp_path / str(workers), seeds, questions=3, workers=workers)
@@ -76,3 +79,14 @@ def test_tokens_index_frames_rows_columns_in_this_order():
     clip = draw_clip(DEVELOPMENT[0])
     one = clip.objects[0]
     assert one.tokens == tuple(frame * CELLS + cell for frame, cell in enumerate(one.cells))
+
+
+def test_a_script_without_a_main_guard_may_write_clips(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from cacovid.embedded.dataset import write_dataset\n"
+        f"write_dataset(Path({str(tmp_path)!r}) / 'clips', range({DEVELOPMENT[0]}, {DEVELOPMENT[20]}), workers=2)\n"
+    )
+    subprocess.run([sys.executable, script], check=True, timeout=120)
+    assert len(read_questions(tmp_path / "clips" / "questions.parquet")) == 40
