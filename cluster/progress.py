@@ -5,9 +5,11 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 LINES = 20  # lines over a whole run where there is no terminal
+BAR_WIDTH = 8  # leaves room for all figures on 80 columns
+STARTING = "starting rollout actors and learners"
 
 
 class TrainingProgress:
@@ -19,22 +21,21 @@ class TrainingProgress:
         self._started = time.perf_counter()
         self._first: int | None = None
         self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
+            SpinnerColumn("line"),
+            BarColumn(BAR_WIDTH),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._task = self._bar.add_task("starting", total=total_steps, figures="")
+        self._task = self._bar.add_task(STARTING, total=total_steps)
 
     def __enter__(self) -> Self:
         self._bar.start()
         if not self.console.is_terminal:
-            self.console.print("starting rollout actors and learners")
+            self.console.print(STARTING)
         return self
 
     def __exit__(
@@ -46,8 +47,8 @@ class TrainingProgress:
         """One finished training step."""
         done = int(row["step"]) + 1
         throughput = f"{row['combinations_per_second']:.0f} combinations/s"
-        figures = f"reward {row['top_k_reward']:.3f}  loss {row['loss']:.4f}  {throughput}"
-        self._bar.update(self._task, completed=done, description="training", figures=figures)
+        figures = f"reward {row['top_k_reward']:.3f}  loss {row['loss']:.3f}  {throughput}"
+        self._bar.update(self._task, completed=done, description=figures)
         if self._first is None:
             self._first, self._started = done, time.perf_counter()
         if not self.console.is_terminal and (done % max(1, self.total // LINES) == 0 or done == self.total):
