@@ -12,11 +12,21 @@ from typing import Any
 
 from prometheus_client import Metric
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from serving.config import ServiceConfig
-from serving.engine.records import Answer, Compressed, Delta, EngineRequest, Event, Failed, ModelCard, Started
+from serving.engine.records import (
+    Answer,
+    Compressed,
+    Delta,
+    EngineRequest,
+    Event,
+    Failed,
+    Finished,
+    ModelCard,
+    Started,
+)
 from serving.errors import ApiError, overloaded
 from serving.media.records import VideoInput
 
@@ -63,31 +73,23 @@ class ServeBackend:
 
     async def stream(self, request: EngineRequest, videos: Sequence[VideoInput]) -> AsyncGenerator[Event, None]:
         """Events up to Finished or Failed."""
-        said = ""
+        sent = _Sent()
         for attempt in range(self._config.engine.retries + 1):
             await self._pause(attempt)
-            repeated = ""
+            sent.begin()
             events = self._streams.stream.remote(request, *self._clips(videos))
             try:
                 async for event in events:
-                    if isinstance(event, Started) and attempt:
-                        continue
-                    if isinstance(event, Delta):
-                        repeated += event.text
-                        event = _beyond(said, repeated)
-                        if event is None:
-                            continue
-                        if isinstance(event, Delta):
-                            said += event.text
-                    yield event
-                    if isinstance(event, Failed):
+                    further = sent.beyond(event)
+                    if further is not None:
+                        yield further
+                    if isinstance(further, (Finished, Failed)):
                         return
-                return
-            except RayError as error:
-                self._check_passing(error)
-            except (BackPressureError, DeploymentUnavailableError):
-                yield Failed(self._full())
-                return
+            except (RayError, RayServeException) as error:
+                refusal = self._refusal(error)
+                if refusal is not None:
+                    yield refusal
+                    return
             finally:
                 events.cancel()
         yield Failed(_died())
@@ -102,37 +104,69 @@ class ServeBackend:
             except asyncio.CancelledError:
                 response.cancel()  # the request was given up: its replica is to know
                 raise
-            except RayError as error:
-                self._check_passing(error)
-            except (BackPressureError, DeploymentUnavailableError):
-                return Failed(self._full())
+            except (RayError, RayServeException) as error:
+                refusal = self._refusal(error)
+                if refusal is not None:
+                    return refusal
         return Failed(_died())
 
     def _clips(self, videos: Sequence[VideoInput]) -> list[DeploymentResponse]:
         return [self._media.read.remote(video) for video in videos]
 
-    def _check_passing(self, error: RayError) -> None:
-        """Raise what another try would not mend: faults of our own code, and a request that was given up."""
+    def _refusal(self, error: RayError | RayServeException) -> Failed | None:
+        """What the client is told; None where another try may help, as after the death of a replica.
+
+        Serve tells of a dead engine by a RayError, and of a dead media replica, whose frames the engine
+        was to get, by a RayServeException.
+
+        Raises:
+            RayError: what another try would not mend: faults of our own code, and a request that was given up.
+        """
+        if isinstance(error, BackPressureError):
+            return Failed(overloaded("the queue is full", self._config.api.retry_after_s))
+        if isinstance(error, DeploymentUnavailableError):
+            return Failed(ApiError(503, "unavailable", "the service has not started", retry_after_s=10))
         cause = error.cause if isinstance(error, RayTaskError) else error
-        if isinstance(error, TaskCancelledError) or not isinstance(cause, RayError):
+        if isinstance(error, TaskCancelledError) or not isinstance(cause, (RayError, RayServeException)):
             raise error
         logger.warning("a replica was lost (%s); its request is sent again", type(cause).__name__)
-
-    def _full(self) -> ApiError:
-        return overloaded("the queue is full", self._config.api.retry_after_s)
+        return None
 
     async def _pause(self, attempt: int) -> None:
         if attempt:
             await asyncio.sleep(_FIRST_PAUSE_S * 2 ** (attempt - 1))
 
 
-def _beyond(said: str, repeated: str) -> Delta | Failed | None:
-    """What a second try adds to the text already sent; Failed where it says something else."""
-    if repeated.startswith(said):
-        return Delta(repeated[len(said) :]) if len(repeated) > len(said) else None
-    if said.startswith(repeated):
-        return None
-    return Failed(_died())
+class _Sent:
+    """What the client has of a stream: a second try adds to it, and repeats and contradicts nothing."""
+
+    def __init__(self) -> None:
+        self._started = False
+        self._text = ""
+        self._repeated = ""  # of the present try
+
+    def begin(self) -> None:
+        """A try begins, from the first event on."""
+        self._repeated = ""
+
+    def beyond(self, event: Event) -> Event | None:
+        """The part of ``event`` that the client does not have; Failed where it says something else."""
+        match event:
+            case Started():
+                known, self._started = self._started, True
+                return None if known else event
+            case Delta(text):
+                self._repeated += text
+                if self._text.startswith(self._repeated):
+                    return None
+                if not self._repeated.startswith(self._text):
+                    return Failed(_died())
+                further = Delta(self._repeated[len(self._text) :])
+                self._text = self._repeated
+                return further
+            case Finished() if self._repeated != self._text:
+                return Failed(_died())
+        return event
 
 
 def _died() -> ApiError:

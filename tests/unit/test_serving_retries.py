@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
-from ray.serve.exceptions import BackPressureError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
 from serving import serve_backend
 from serving.config import ServiceConfig
@@ -18,6 +19,7 @@ from serving.engine.records import (
     Report,
     Started,
 )
+from serving.media.records import Sampling, VideoInput
 from serving.serve_backend import ServeBackend
 
 REPORT = Report("m", "policy", 0.1, "original", (1, 1, 1), 1, 1, 2, 2)
@@ -115,6 +117,20 @@ def test_a_fault_of_our_code_is_not_tried_again():
     assert handle.calls == 1
 
 
+def test_a_service_that_failed_to_start_does_not_pass_for_a_busy_one():
+    failed = answered(Handle(DeploymentUnavailableError(DeploymentID("engine", "cacovid"))))
+    assert (failed.error.status, failed.error.code) == (503, "unavailable")
+
+
+@pytest.mark.parametrize("error", [ActorDiedError(), RayServeException("an upstream actor died")])
+def test_frames_that_died_with_their_media_replica_are_read_again(error):
+    """Serve tells the death of a replica that another one waited for by an exception of its own."""
+    media, engine = Handle("frames", "frames"), Handle(error, ANSWER)
+    backend = ServeBackend(ServiceConfig(), media, engine, Handle())
+    assert asyncio.run(backend.answer(REQUEST, [VideoInput("data", "", Sampling())])) == ANSWER
+    assert (media.calls, engine.calls) == (2, 2)
+
+
 def test_a_lost_video_behind_a_task_error_is_tried_again():
     handle = Handle(RayTaskError("answer", "traceback", ActorDiedError()), ANSWER)
     assert answered(handle) == ANSWER
@@ -148,6 +164,17 @@ def test_a_stream_goes_on_where_it_was_cut():
     assert "".join(event.text for event in events if isinstance(event, Delta)) == "the ring is red"
     assert sum(isinstance(event, Started) for event in events) == 1
     assert events[-1] == ANSWER.finished
+
+
+def test_a_stream_that_was_cut_before_it_began_has_all_of_its_events():
+    events = streamed(Handle([RayServeException("an upstream actor died")], [Started(REPORT), Delta("red")]))
+    assert events == [Started(REPORT), Delta("red")]
+
+
+def test_a_stream_whose_second_try_says_less_ends_with_an_error():
+    first = [Started(REPORT), Delta("red ring"), ActorDiedError()]
+    events = streamed(Handle(first, [Started(REPORT), Delta("red"), ANSWER.finished]))
+    assert isinstance(events[-1], Failed)
 
 
 def test_a_stream_that_would_contradict_itself_ends_with_an_error():
