@@ -29,6 +29,7 @@ from serving.backend import Backend
 from serving.config import ServiceConfig
 from serving.engine.engine import Engine
 from serving.local_backend import LocalBackend
+from tests.waiting import PATIENCE_S
 
 KEY = "test-key-0123456789abcdef"
 POLICY = "trained"
@@ -68,7 +69,7 @@ class Running:
         return int(self.url.rpartition(":")[2])
 
     def client(self, key: str = KEY) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE_S)
 
 
 @contextmanager
@@ -97,7 +98,8 @@ def running(config: ServiceConfig, samples: Sequence[Sample] = (), keys: Sequenc
         yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", config, telemetry, backend)
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive(), "the service did not end"
 
 
 def write_keys(folder: Path, *keys: str) -> str:

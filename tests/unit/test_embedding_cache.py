@@ -191,7 +191,8 @@ def hammer(folder: str, bound: int, seed: int) -> int:
 def test_several_processes_share_one_cache(tmp_path: Path) -> None:
     size = entry_size(tmp_path)
     bound = 6 * size
-    with multiprocessing.get_context("fork").Pool(3) as pool:
+    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of other threads
+    with context.Pool(3, initializer=context.Barrier(3).wait) as pool:  # all of them run before one begins
         wrong = pool.starmap(hammer, [(str(tmp_path / "cache"), bound, seed) for seed in range(3)])
     assert wrong == [0, 0, 0]
     cache = EmbeddingCache(tmp_path / "cache", bound)

@@ -25,7 +25,7 @@ from serving.errors import ApiError
 from serving.samples import draw_samples
 from tests.serving_server import BASE, KEY, POLICY, embedded_llm, policy_folder, running, service_config, write_keys
 from tests.serving_videos import clip_bytes, data_url, frames_url, jpeg
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, get, wait_until
 
 
 def question_about(place: int = 0) -> tuple[str, str]:
@@ -55,7 +55,7 @@ def client(service):
 def post(service, path: str, body, key: str = KEY, **headers) -> httpx.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     head = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"} | headers
-    return httpx.post(service.url + path, content=content, headers=head, timeout=60)
+    return httpx.post(service.url + path, content=content, headers=head, timeout=PATIENCE_S)
 
 
 def ask(client, **changes):
@@ -189,7 +189,8 @@ def test_errors_have_openais_form(client):
 def test_a_wrong_key_is_unauthorised(service, key):
     for path, method in [("/v1/models", "GET"), ("/metrics", "GET"), ("/v1/chat/completions", "POST")]:
         head = {"Authorization": f"Bearer {key}".strip()}
-        answer = httpx.request(method, service.url + path, headers=head, content=b"{}" if method == "POST" else None)
+        content = b"{}" if method == "POST" else None
+        answer = httpx.request(method, service.url + path, headers=head, content=content, timeout=PATIENCE_S)
         assert answer.status_code == 401
         assert answer.json()["error"]["type"] == "authentication_error"
         assert answer.headers["www-authenticate"] == "Bearer"
@@ -211,8 +212,8 @@ def test_a_key_file_without_good_keys_is_refused(tmp_path, content):
 
 def test_probes_and_page_need_no_key(service):
     for path in ("/healthz", "/readyz", "/", "/page/page.js", "/samples", "/samples/1.mp4", "/openapi.json"):
-        assert httpx.get(service.url + path).status_code == 200, path
-    assert httpx.get(f"{service.url}/readyz").json() == {"status": "ready"}
+        assert get(service.url + path).status_code == 200, path
+    assert get(f"{service.url}/readyz").json() == {"status": "ready"}
 
 
 def test_metrics_count_tokens_stages_and_errors(service, client):
@@ -230,20 +231,19 @@ def test_metrics_count_tokens_stages_and_errors(service, client):
     wait_until(lambda: value("cacovid_in_flight") == 0)  # counted after the last byte went out
 
     def metrics() -> str:
-        return httpx.get(f"{service.url}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
+        return get(f"{service.url}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
 
     wait_until(lambda: 'cacovid_requests_total{replica="test",route="/v1/chat/completions",status="422"}' in metrics())
     assert 'cacovid_stage_seconds_bucket{le="0.01",replica="test",stage="policy"}' in metrics()
 
 
 def test_request_ids_go_through_and_strange_ones_do_not(service):
-    assert httpx.get(f"{service.url}/healthz", headers={"X-Request-Id": "my-id.7"}).headers["x-request-id"] == "my-id.7"
-    odd = httpx.get(f"{service.url}/healthz", headers={"X-Request-Id": "a b; injected"}).headers["x-request-id"]
+    assert get(f"{service.url}/healthz", headers={"X-Request-Id": "my-id.7"}).headers["x-request-id"] == "my-id.7"
+    odd = get(f"{service.url}/healthz", headers={"X-Request-Id": "a b; injected"}).headers["x-request-id"]
     assert len(odd) == 24
 
 
 def test_logs_hold_ids_and_counts_but_no_key_question_or_video(service, client, caplog):
-    logging.getLogger("cacovid.serving").setLevel("INFO")
     with caplog.at_level(logging.INFO, logger="cacovid.serving.api"):
         ask(client, extra_headers={"X-Request-Id": "find-me"})
         wait_until(lambda: "find-me" in caplog.text)  # it is written after the last byte went out
@@ -299,7 +299,7 @@ def test_a_full_service_answers_503_with_retry_after():
         answer = post(service, "/v1/chat/completions", {})
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "9")
         assert answer.json()["error"]["type"] == "overloaded_error"
-        assert httpx.get(f"{service.url}/healthz").status_code == 200
+        assert get(f"{service.url}/healthz").status_code == 200
         refused.set()
         thread.join()
 
@@ -314,16 +314,16 @@ def test_an_answer_that_takes_too_long_is_given_up():
 def test_a_service_without_keys_answers_to_its_own_names_only():
     """A page of evil.test, pointed at this machine by its name server, gets nothing."""
     with running(service_config(), keys=()) as service:
-        assert httpx.get(f"{service.url}/v1/models").status_code == 200
-        assert httpx.get(f"http://localhost:{service.port}/v1/models").status_code == 200
+        assert get(f"{service.url}/v1/models").status_code == 200
+        assert get(f"http://localhost:{service.port}/v1/models").status_code == 200
         for host in ("evil.test", f"evil.test:{service.port}", "127.0.0.1.evil.test", "localhost.evil.test", ""):
-            answer = httpx.get(f"{service.url}/v1/models", headers={"Host": host})
+            answer = get(f"{service.url}/v1/models", headers={"Host": host})
             assert answer.status_code in (400, 421), host
 
 
 def test_a_service_with_keys_answers_to_every_name(service):
     headers = {"Host": "videos.example.org", "Authorization": f"Bearer {KEY}"}
-    assert httpx.get(f"{service.url}/v1/models", headers=headers).status_code == 200
+    assert get(f"{service.url}/v1/models", headers=headers).status_code == 200
 
 
 def test_the_example_of_the_documentation_runs(service, tmp_path, monkeypatch, capsys):

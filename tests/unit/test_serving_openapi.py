@@ -21,6 +21,7 @@ from serving.config import ServiceConfig
 from tests.serving_server import KEY, POLICY, running, service_config
 from tests.serving_videos import data_url, jpeg
 from tests.unit.test_serving_api import messages
+from tests.waiting import PATIENCE_S, get
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
@@ -42,14 +43,14 @@ schema = schemathesis.openapi.from_dict(description_only.openapi())
 
 
 @schema.parametrize()
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 def test_no_request_that_the_description_allows_or_forbids_breaks_the_service(case, service):
     headers = {"Authorization": f"Bearer {KEY}"}
-    case.call_and_validate(base_url=service.url, headers=headers, checks=CHECKS, timeout=30)
+    case.call_and_validate(base_url=service.url, headers=headers, checks=CHECKS, timeout=PATIENCE_S)
 
 
 def test_the_description_has_every_route_and_the_errors(service):
-    description = httpx.get(f"{service.url}/openapi.json").json()
+    description = get(f"{service.url}/openapi.json").json()
     assert set(description["paths"]) == {
         "/v1/chat/completions",
         "/v1/compress",
@@ -64,9 +65,9 @@ def test_the_description_has_every_route_and_the_errors(service):
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/compress"])
 def test_a_valid_answer_has_the_described_form(service, path):
     """The generated requests seldom hold a readable video, so that the good case is checked by hand."""
-    description = httpx.get(f"{service.url}/openapi.json").json()
+    description = get(f"{service.url}/openapi.json").json()
     body = {"model": POLICY, "messages": messages(url=data_url(jpeg(), "video/jpeg"))}
-    answer = httpx.post(service.url + path, json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
+    answer = httpx.post(service.url + path, json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=PATIENCE_S)
     assert answer.status_code == 200
     name = description["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]["schema"]["$ref"]
     required = description["components"]["schemas"][name.rpartition("/")[2]]

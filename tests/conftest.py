@@ -1,0 +1,29 @@
+"""What every test starts from, whatever ran before it and whatever machine it runs on."""
+
+import os
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile(
+    "repeatable",
+    derandomize=True,  # the same examples every time
+    database=None,
+    deadline=None,  # a busy machine is no failure
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_configure() -> None:
+    """The tests talk to this machine alone, and to no Ray cluster but their own; their processes inherit it."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy") or name == "RAY_ADDRESS"]:
+        del os.environ[name]
+
+
+@pytest.fixture(autouse=True)
+def same_start() -> None:
+    """Unseeded draws and the order of float sums depend neither on earlier tests nor on the number of cores."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
