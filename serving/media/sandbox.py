@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -136,17 +136,27 @@ class Sandbox:
     async def _fork(self, link: socket.socket) -> int:
         """A pidfd of a new child of the template, which is started afresh if it has died."""
         async with self._starting:
-            for last in (False, True):
-                if self._template is None or self._template.poll() is not None or self._control is None:
-                    self.close()
-                    await asyncio.to_thread(self._start)
-                assert self._control is not None
-                try:
-                    return await asyncio.to_thread(_request_fork, self._control, link)
-                except (EOFError, OSError):
-                    self.close()
-                    if last:
-                        raise
+            asked = asyncio.create_task(asyncio.to_thread(self._request_fork, link))
+            try:
+                return await asyncio.shield(asked)
+            except asyncio.CancelledError:
+                # The answer is taken off the socket all the same: the next request would get this one's process.
+                with suppress(EOFError, OSError):
+                    os.close(await asked)
+                raise
+
+    def _request_fork(self, link: socket.socket) -> int:
+        for last in (False, True):
+            if self._template is None or self._template.poll() is not None or self._control is None:
+                self.close()
+                self._start()
+            assert self._control is not None
+            try:
+                return _forked(self._control, link)
+            except (EOFError, OSError):
+                self.close()
+                if last:
+                    raise
         raise AssertionError("the loop returns or raises")
 
     def _start(self) -> None:
@@ -172,7 +182,7 @@ class Sandbox:
         self._control = ours
 
 
-def _request_fork(control: socket.socket, link: socket.socket) -> int:
+def _forked(control: socket.socket, link: socket.socket) -> int:
     socket.send_fds(control, [b"1"], [link.fileno()])
     _, handles, _, _ = socket.recv_fds(control, 1, 1)
     if not handles:
