@@ -48,9 +48,11 @@ def test_a_rate_whose_samples_are_all_right_teaches_nothing_beside_one_whose_are
 
 
 def test_equal_rewards_give_exactly_zero():
-    record = make_record(equal_rewards=True)  # 0.3 everywhere: its mean rounds to something else
+    record = make_record(equal_rewards=True)
     assert flatten([record], 3).advantage.eq(0).all()
     assert not is_informative(record)
+    tenths = torch.full((6,), 0.1, dtype=torch.float64)  # the mean of six rounds to something else
+    assert standardise(tenths, torch.zeros(6, dtype=torch.int64)).eq(0).all()
 
 
 def test_only_the_memory_of_the_given_iterations_counts():

@@ -113,11 +113,12 @@ def slow_credit(new: PolicyOutput, record: RolloutRecord, iterations: int, confi
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 3])
+@pytest.mark.parametrize("scale", [0.5, 4.0])
 @pytest.mark.parametrize("kind", ["credit", "clipped"])
-def test_losses_equal_the_hand_written_loops(kind, iterations):
+def test_losses_equal_the_hand_written_loops(kind, scale, iterations):
     slow = {"credit": slow_credit, "clipped": slow_clipped}[kind]
     for seed, record in enumerate(RECORDS):
-        output = logits([record], seed=seed)
+        output = logits([record], scale, seed=seed)
         result = batch_loss(output, [record], iterations, CONFIGS[kind])
         assert result.loss.item() == pytest.approx(slow(output, record, iterations, CONFIGS[kind]), abs=1e-9)
 

@@ -65,5 +65,10 @@ def test_equal_tokens_are_chosen_without_repetition():
     assert all(len(set(row)) == 4 for row in chosen.tolist())
 
 
+def test_of_two_equal_densest_tokens_the_lower_index_alone_is_a_peak():
+    rows = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
+    assert diverse_per_frame(rows[None], 4)[0].sort().values.tolist() == [0, 1, 3, 4]
+
+
 def test_a_single_token_per_frame_is_chosen():
     assert diverse_per_frame(torch.randn(3, 1, 4), 1).tolist() == [[0], [0], [0]]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cacovid.config import SamplingConfig
-from cacovid.sampling.groups import draw_successively, draw_tokens, group_count, group_layout
+from cacovid.sampling.groups import draw_successively, draw_tokens, group_count, group_layout, group_probabilities
 from cacovid.seeding import generator
 from tests.chi_square import assert_follows
 from tests.unit.test_sampling_capping import slow_cap
@@ -17,6 +17,7 @@ from tests.unit.test_sampling_capping import slow_cap
     ("rate", "per_frame", "kept", "group_size", "expected"),
     [
         (3 / 36, 36, 3, 2, 6),  # 1/(r*2) is exactly 6, whatever floating point says
+        (1 / 93, 93, 1, 1, 93),  # 1/r is 92.99...
         (1 / 36, 36, 1, 2, 18),
         (0.02, 196, 4, 2, 25),
         (0.5, 6, 3, 2, 1),
@@ -81,6 +82,19 @@ def test_token_samples_follow_the_enumeration_of_every_frame():
         expected = enumerate_token_draw(scores[frame], kept=2, groups=2, cap=0.65)
         assert len(expected) == 2 * len(list(combinations(range(4), 2)))
         assert_follows([frozenset(row) for row in drawn[:, frame].tolist()], expected)
+
+
+@pytest.mark.parametrize(
+    ("groups", "max_group_prob", "expected"),
+    [(2, 2.0, 0.9), (30, 2.0, 0.1), (4, 2.0, 0.5)],  # 2/n within 0.1..0.9
+)
+def test_the_cap_of_a_groups_probability_stays_within_its_range(groups, max_group_prob, expected):
+    probabilities = torch.zeros(1, 60, dtype=torch.float64)
+    probabilities[0, 0] = 1
+    config = SamplingConfig(max_group_prob=max_group_prob)
+    drawn = group_probabilities(probabilities, group_layout(60, groups), config)
+    assert float(drawn[0, 0]) == pytest.approx(expected)
+    assert float(drawn.sum()) == pytest.approx(1)
 
 
 def test_frames_draw_their_groups_independently():

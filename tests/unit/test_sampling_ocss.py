@@ -87,6 +87,7 @@ def test_enough_frames_are_drawn_to_hold_the_tokens():
     assert frames_drawn(SamplingConfig(frame_ratio=0.125), grid, kept=1) == 1
     assert frames_drawn(SamplingConfig(frame_ratio=0.3), grid, kept=1) == 3
     assert frames_drawn(SamplingConfig(frame_ratio=0.125), grid, kept=3) == 3
+    assert frames_drawn(SamplingConfig(frame_ratio=0.07), TokenGrid(100, 4, 4), kept=1) == 7  # of 7.000...1
 
 
 def test_equal_generators_give_equal_combinations_and_others_do_not():
