@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -268,12 +269,18 @@ def _add_probes(app: FastAPI, service: _Service) -> None:
 
 
 def _validation_error(error: RequestValidationError) -> ApiError:
-    """The first fault, named; what was sent is not repeated."""
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
+    """The fault that lies deepest, where a value may have several forms; what was sent is not repeated."""
+    fault = max(error.errors(), key=lambda each: len(each["loc"]))
+    if fault["type"] == "json_invalid":
         return ApiError(400, "invalid_json", "the body is no JSON")
-    place = ".".join(str(part)[:64] for part in first["loc"][1:] if part != "function-after[_encodable(), str]")
-    message = "unknown field" if first["type"] == "extra_forbidden" else str(first["msg"])
+    # pydantic's own names of a union's members stand between those of fields.
+    place = ".".join(str(part) for part in fault["loc"][1:] if re.fullmatch(r"[\w-]{1,64}", str(part)))
+    spoken = {
+        "extra_forbidden": "unknown field",
+        "model_attributes_type": "it must be a JSON object, sent as application/json",
+        "union_tag_invalid": f"its type must be one of {fault.get('ctx', {}).get('expected_tags')}",
+    }
+    message = spoken.get(fault["type"], str(fault["msg"]))
     return ApiError(422, "invalid_value", f"{place + ': ' if place else ''}{message}"[:500], place[:200] or None)
 
 

@@ -1,7 +1,7 @@
 """Request bodies, as OpenAI, vLLM and SGLang write them, and what they mean here.
 
 Fields of OpenAI's that would change the answer but are not supported are taken only with the value that
-changes nothing; unknown fields are refused, so that no wish is dropped in silence.
+changes nothing; unknown fields are refused, so that no wish is dropped in silence. A null wishes for nothing.
 """
 
 import secrets
@@ -31,9 +31,16 @@ Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class Body(BaseModel):
-    """Part of a request; unknown names are errors."""
+    """Part of a request; unknown names are errors, unless they are null as clients send fields that they leave open."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, values: Any) -> Any:  # noqa: ANN401  whatever the client sent
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class TextPart(Body):
@@ -138,8 +145,10 @@ class ChatRequest(Asking):
     presence_penalty: Literal[0] | None = None
     logprobs: Literal[False] | None = None
     response_format: dict[Literal["type"], Literal["text"]] | None = None
+    modalities: list[Literal["text"]] | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    tool_choice: Literal["none"] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None  # of no tools
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     # Never change an answer.
     user: Text | None = None

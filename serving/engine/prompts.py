@@ -154,10 +154,12 @@ class PromptBuilder:
 
     def _check_text(self, request: EngineRequest) -> None:
         for message in request.messages:
-            for part in message["content"]:
-                found = [token for token in self._control if token in part.get("text", "")]
-                if found:
-                    raise invalid("messages", f"the text holds the model's control token {found[0]!r}: remove it")
+            texts = [part["text"] for part in message["content"] if part["type"] == "text"]
+            # Also one cut into several parts, which chat templates put together, some without the spaces around them.
+            whole = ("".join(texts), "".join(text.strip() for text in texts))
+            found = [token for token in self._control if any(token in text for text in whole)]
+            if found:
+                raise invalid("messages", f"the text holds the model's control token {found[0]!r}: remove it")
 
 
 def score(prompts: Sequence[Prompt]) -> None:

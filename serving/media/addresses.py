@@ -10,6 +10,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _COMPATIBLE = ipaddress.IPv6Network("::/96")  # IPv4-compatible, deprecated, still routed by some stacks
+# Not global, although Python 3.11 takes them for it: site-local, documentation (RFC 9637), relays of 6to4.
+_NEITHER = tuple(map(ipaddress.ip_network, ("fec0::/10", "3fff::/20", "192.88.99.0/24")))
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,14 @@ class AddressPolicy:
         return all(self._allows_one(each) for each in (address, *_carried(address)))
 
     def _allows_one(self, address: Address) -> bool:
-        if any(address.version == network.version and address in network for network in self.private_networks):
+        if _within(address, self.private_networks):
             return True
-        return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
+        special = address.is_multicast or address.is_reserved or address.is_unspecified or _within(address, _NEITHER)
+        return address.is_global and not special
+
+
+def _within(address: Address, networks: Iterable[Network]) -> bool:
+    return any(address.version == network.version and address in network for network in networks)
 
 
 def _carried(address: Address) -> list[Address]:

@@ -75,7 +75,8 @@ def decode_jpegs(text: str, sampling: Sampling, default_frames: int, config: Med
         raise bad_video("too_many_frames", f"{len(parts)} frames; at most {config.max_source_frames} are taken")
     count = frames_wanted(sampling, float(len(parts)), len(parts), default_frames, config.max_frames)
     chosen = np.linspace(0, len(parts) - 1, count).round().astype(int).tolist()
-    digest = hashlib.blake2b(digest_size=20)
+    # Equal pictures at other times, and a file of these very hashes, are another video.
+    digest = hashlib.blake2b(f"{len(parts)} frames ".encode(), digest_size=20)
     pictures: dict[int, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = {}
     for place in dict.fromkeys(chosen):
         content = decode_base64(parts[place])

@@ -9,6 +9,8 @@ from serving.errors import ApiError, bad_video
 from serving.media.records import Sampling, VideoInput
 
 MAX_URL = 4_096  # characters; data URLs are bounded by their bytes
+MAX_HEAD = 256  # of a data URL, up to its bytes
+_BASE64 = ";base64,"
 _DATA_TYPES = ("video/", "application/octet-stream")
 _FRAMES_TYPE = "video/jpeg"
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
@@ -97,10 +99,11 @@ def file_path(url: str, root: str | None) -> str:
 
 
 def _data(url: str, sampling: Sampling, config: MediaConfig) -> VideoInput:
-    head, comma, payload = url.partition(",")
-    media_type, _, encoding = head[5:].lower().partition(";")
-    if not comma or encoding != "base64":
+    end = url[:MAX_HEAD].lower().find(_BASE64)
+    if end < 0:
         raise bad_video("invalid_url", "write data URLs as data:video/mp4;base64,...")
+    # A recorder's parameters hold commas: video/webm;codecs=vp8,opus.
+    media_type, payload = url[len("data:") : end].lower().partition(";")[0], url[end + len(_BASE64) :]
     if not media_type.startswith(_DATA_TYPES):
         raise bad_video("unsupported_media_type", "the data URL's type must be video/...")
     if not payload:

@@ -88,6 +88,15 @@ def test_jpeg_frames_are_a_video_of_one_frame_a_second():
     assert clip.duration_s == 3.0
 
 
+def test_equal_pictures_at_other_times_have_another_key():
+    """Some families read the times of the frames."""
+    picture = jpeg()
+    few, many = read_all([frames_url(*[picture] * count) for count in (2, 4)], Sampling(num_frames=2))
+    assert np.array_equal(few.frames, many.frames)
+    assert few.fps != many.fps
+    assert few.key != many.key
+
+
 @pytest.mark.parametrize(
     ("sampling", "expected"),
     [
