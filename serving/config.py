@@ -93,6 +93,9 @@ class ApiConfig(Section):
         description="without keys: names by which clients may call this service, against DNS rebinding; '*': any",
     )
     max_body_bytes: Positive = Field(48 * MIB, description="largest request body; base64 adds a third to a video")
+    max_held_bytes: Positive = Field(
+        256 * MIB, description="bodies of all requests that one ingress replica holds; more answer 503"
+    )
     body_timeout_s: Seconds = Field(30.0, description="to receive a request body")
     request_timeout_s: Seconds = Field(120.0, description="to answer, or to stream the whole answer")
     max_in_flight: Positive = Field(128, description="requests that one ingress replica holds; more answer 503")
@@ -137,6 +140,8 @@ class ServiceConfig(Section):
             raise ValueError(f"policy id {self.base_id!r} is the model's own id: choose another, or set model_id")
         if self.engine.default_max_tokens > self.engine.max_tokens:
             raise ValueError("engine.default_max_tokens exceeds engine.max_tokens: lower it")
+        if self.api.max_body_bytes > self.api.max_held_bytes:
+            raise ValueError("api.max_body_bytes exceeds api.max_held_bytes: raise the latter")
         for name, section in (("media", self.media), ("engine", self.engine), ("api", self.api)):
             if section.min_replicas > section.max_replicas:
                 raise ValueError(f"{name}.min_replicas exceeds {name}.max_replicas: swap them")

@@ -62,6 +62,7 @@ class Running:
     url: str
     config: ServiceConfig
     telemetry: Telemetry
+    admission: Admission
     backend: Backend
 
     @property
@@ -77,9 +78,9 @@ def running(config: ServiceConfig, samples: Sequence[Sample] = (), keys: Sequenc
     """Serve ``config`` on a free port of loopback until the block ends."""
     engine = Engine(embedded_llm(), config.engine, config.base_id)
     engine.load_policies(config.policies)
-    telemetry = Telemetry("test")
+    telemetry, admission = Telemetry("test"), Admission()
     backend = LocalBackend(engine, config)
-    app = create_app(config, backend, Keys(keys), telemetry, Admission(), samples)
+    app = create_app(config, backend, Keys(keys), telemetry, admission, samples)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen()  # requests that come before the server is up wait
@@ -95,7 +96,7 @@ def running(config: ServiceConfig, samples: Sequence[Sample] = (), keys: Sequenc
     thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
     try:
-        yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", config, telemetry, backend)
+        yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", config, telemetry, admission, backend)
     finally:
         server.should_exit = True
         thread.join(PATIENCE_S)

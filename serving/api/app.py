@@ -1,7 +1,6 @@
 """The FastAPI application: routes, and errors in OpenAI's form."""
 
 import asyncio
-import logging
 import re
 import secrets
 import time
@@ -40,8 +39,6 @@ from serving.engine.records import Delta, EngineRequest, Event, Failed, Finished
 from serving.errors import ApiError
 from serving.media.records import VideoInput
 
-logger = logging.getLogger("cacovid.serving.api")
-
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": meaning}
     for status, meaning in (
@@ -74,7 +71,6 @@ def create_app(
     app.add_exception_handler(ApiError, service.refuse)
     app.add_exception_handler(RequestValidationError, service.refuse_invalid)
     app.add_exception_handler(HTTPException, service.refuse_http)
-    app.add_exception_handler(Exception, service.fail)
     app.add_middleware(Gate, config=config.api, keys=keys, telemetry=telemetry, admission=admission)
     return app
 
@@ -193,12 +189,6 @@ class _Service:
         response = await self.refuse(request, refusal)
         response.headers.update(error.headers or {})
         return response
-
-    async def fail(self, request: Request, error: Exception) -> Response:
-        """A fault of ours: the client learns the request's id, the log the rest."""
-        request_id = request.state.request_id
-        logger.error("request %s failed", request_id, exc_info=error)
-        return await self.refuse(request, ApiError(500, "internal_error", f"internal error; request id {request_id}"))
 
     def _deadline(self, since: float | None = None) -> "_Deadline":
         spent = 0.0 if since is None else time.perf_counter() - since

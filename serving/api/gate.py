@@ -9,6 +9,8 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,7 @@ logger = logging.getLogger("cacovid.serving.api")
 OPEN = ("/", "/healthz", "/readyz", "/openapi.json")  # neither answers nor anybody's data
 OPEN_BELOW = ("/page/", "/samples")
 ROUTES = ("/v1/chat/completions", "/v1/compress", "/v1/models", "/metrics")
+CLIENT_LEFT = 499  # in place of a status that nobody waited for, as in nginx' logs
 _CLIENTS_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -42,6 +45,7 @@ class Admission:
     """Requests that this replica holds, and whether it takes more."""
 
     held: int = 0
+    held_bytes: int = 0  # of their bodies
     draining: bool = False
 
 
@@ -64,7 +68,7 @@ class Gate:
         request_id = _request_id(headers.get(b"x-request-id", ""))
         started = time.perf_counter()
         scope["state"] = {**scope.get("state", {}), "request_id": request_id, "started": started}
-        status = 500
+        status = CLIENT_LEFT
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -78,6 +82,12 @@ class Gate:
         except ApiError as error:
             self._telemetry.refused(error.code)
             await _refuse(answer, error)
+        except Exception:  # a fault of ours: the client learns the request's id, the log the rest
+            logger.exception("request %s failed", request_id)
+            self._telemetry.refused("internal_error")
+            if status != CLIENT_LEFT:
+                raise  # in the middle of an answer: the server cuts the connection
+            await _refuse(answer, ApiError(500, "internal_error", f"internal error; request id {request_id}"))
         finally:
             self._record(scope, status, time.perf_counter() - started)
 
@@ -96,8 +106,8 @@ class Gate:
         self._admission.held += 1
         self._telemetry.in_flight.inc()
         try:
-            body = await self._body(headers, receive)
-            await self._app(scope, _replayed(body, receive), send)
+            async with self._body(headers, receive) as body:
+                await self._app(scope, _replayed(body, receive), send)
         finally:
             self._admission.held -= 1
             self._telemetry.in_flight.dec()
@@ -108,26 +118,39 @@ class Gate:
         if not self._keys.required and "*" not in self._config.hosts and name not in self._config.hosts:
             raise ApiError(421, "host_not_served", "this service is not called by that host name (api.hosts)")
 
-    async def _body(self, headers: dict[bytes, str], receive: Receive) -> bytes:
-        """The whole body, bounded in size and time."""
-        limit = self._config.max_body_bytes
-        too_large = ApiError(413, "body_too_large", f"the request body exceeds {limit} bytes")
+    @asynccontextmanager
+    async def _body(self, headers: dict[bytes, str], receive: Receive) -> AsyncIterator[bytes]:
+        """The whole body, bounded in size and time; it counts as held inside the block."""
         length = headers.get(b"content-length", "")
-        if length.isdecimal() and int(length[:20]) > limit:
-            raise too_large
-        body = bytearray()
+        self._check_size(int(length[:20]) if length.isdecimal() else 0)
+        body, size = bytearray(), 0
         try:
-            async with asyncio.timeout(self._config.body_timeout_s):
-                more = True
-                while more:
-                    message = await receive()
-                    body += message.get("body", b"")
-                    if len(body) > limit:
-                        raise too_large
-                    more = message["type"] == "http.request" and message.get("more_body", False)
-        except TimeoutError:
-            raise ApiError(408, "body_timeout", "the request body did not arrive in time") from None
-        return bytes(body)
+            try:
+                async with asyncio.timeout(self._config.body_timeout_s):
+                    more = True
+                    while more:
+                        message = await receive()
+                        block = message.get("body", b"")
+                        body += block
+                        size += len(block)
+                        self._admission.held_bytes += len(block)
+                        self._check_size(size)
+                        more = message["type"] == "http.request" and message.get("more_body", False)
+            except TimeoutError:
+                raise ApiError(408, "body_timeout", "the request body did not arrive in time") from None
+            whole = bytes(body)
+            body.clear()
+            yield whole
+        finally:
+            self._admission.held_bytes -= size
+
+    def _check_size(self, size: int) -> None:
+        """Refuse a body that is too large, and one that does not fit beside the others now."""
+        if size > self._config.max_body_bytes:
+            limit = self._config.max_body_bytes
+            raise ApiError(413, "body_too_large", f"the request body exceeds {limit} bytes")
+        if self._admission.held_bytes > self._config.max_held_bytes:
+            raise overloaded("too many large requests are in flight", self._config.retry_after_s)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = scope["path"] if scope["path"] in ROUTES or scope["path"] in OPEN else "other"

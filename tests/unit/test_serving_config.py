@@ -75,6 +75,7 @@ def test_toml_is_read_too(tmp_path):
         ("media: {min_replicas: 3, max_replicas: 2}", "media.min_replicas exceeds"),
         ("media: {max_frames: 4}", "raise the latter"),
         ("engine: {default_max_tokens: 4096}", "exceeds engine.max_tokens"),
+        ("api: {max_body_bytes: 400000000}", "raise the latter"),
         ("policies: {embedded: x}", "the model's own id"),
         ("policies: {'a b': x}", "use letters"),
         ("applications: []", "does not hold one application"),

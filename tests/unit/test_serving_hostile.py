@@ -1,6 +1,7 @@
 """The table of docs/security.md: hostile requests, each refused as it should be, and the service lives on."""
 
 import json
+import re
 from pathlib import Path
 
 import httpx2 as httpx
@@ -90,3 +91,10 @@ def test_the_table_in_the_security_document_names_every_hostile_request():
     missing = [case.name for case in HOSTILE if f"`{case.name}`" not in text]
     assert not missing
     assert len({case.name for case in HOSTILE}) == len(HOSTILE) >= 40
+
+
+def test_every_test_that_the_security_document_names_is_there():
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parents[1].glob("*/test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", SECURITY.read_text(encoding="utf-8")))
+    assert len(named) > 30
+    assert not [name for name in named if f"def {name}(" not in tests]
