@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 NEIGHBOURS = 4
+PART = 1 << 24  # distances held at once over unions: many frames would take gigabytes, a few copies of each
 
 
 def squared_distances(left: Tensor, right: Tensor) -> Tensor:
@@ -56,14 +57,21 @@ def diverse_in_unions(features: Tensor, drawn: Tensor, kept: int) -> Tensor:
         kept: tokens to choose, at most F*S.
     """
     frames, per_frame = features.shape[:2]
-    samples, count = drawn.shape
+    count = drawn.shape[1]
     first = drawn[:, :, None].expand(-1, -1, count)
     second = drawn[:, None, :].expand(-1, count, -1)
     upper = torch.minimum(first, second) * frames + torch.maximum(first, second)
     pairs, lookup = upper.unique(return_inverse=True)
     blocks = squared_distances(features[pairs // frames], features[pairs % frames])  # (pairs, S, S)
-    table = blocks[lookup]  # (M, F, F, S, S)
-    table = torch.where((first > second)[..., None, None], table.transpose(-1, -2), table)
-    union = table.permute(0, 1, 3, 2, 4).reshape(samples, count * per_frame, count * per_frame)
-    chosen = peak_scores(union).topk(kept, dim=-1).indices  # (M, kept) into F*S
+
+    def choose(lookup: Tensor, turned: Tensor) -> Tensor:
+        """(m, kept) indices into the F*S tokens of some samples' unions."""
+        table = blocks[lookup]  # (m, F, F, S, S)
+        table = torch.where(turned[..., None, None], table.transpose(-1, -2), table)
+        union = table.permute(0, 1, 3, 2, 4).reshape(-1, count * per_frame, count * per_frame)
+        return peak_scores(union).topk(kept, dim=-1).indices
+
+    size = max(1, PART // (count * per_frame) ** 2)
+    parts = zip(lookup.split(size), (first > second).split(size), strict=True)
+    chosen = torch.cat([choose(*part) for part in parts])
     return drawn.gather(1, chosen // per_frame) * per_frame + chosen % per_frame

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from cacovid.sampling import density_peaks
 from cacovid.sampling.density_peaks import diverse_in_unions, diverse_per_frame, peak_scores, squared_distances
 from cacovid.seeding import generator
 
@@ -38,7 +39,9 @@ def test_choice_within_frames_equals_the_slow_reference():
         assert set(chosen[frame].tolist()) == set(ranking[:3])
 
 
-def test_choice_over_unions_equals_the_slow_reference():
+@pytest.mark.parametrize("part", [1, 1 << 24])  # one sample at a time, all at once
+def test_choice_over_unions_equals_the_slow_reference(part, monkeypatch):
+    monkeypatch.setattr(density_peaks, "PART", part)
     features = torch.randn(6, 5, 12, generator=generator("unions"))
     drawn = torch.tensor([[0, 3, 5], [1, 3, 4], [0, 1, 5]])
     chosen = diverse_in_unions(features, drawn, 7)
