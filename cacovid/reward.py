@@ -22,6 +22,7 @@ _LETTER_OF_OPTION = re.compile(r"\b(?i:option|choice)\b" + _NAMED)
 _LETTER_BRACKETED = re.compile(r"\(([A-Z])\)")
 _LETTER_ANYWHERE = re.compile(r"(?<![A-Za-z0-9'])([B-HJ-Z])(?![A-Za-z0-9'])")
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?![\d])")
+_WORD = re.compile(r"[a-z0-9]", re.IGNORECASE | re.ASCII)  # what rouge_score's tokenizer keeps of a text
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,9 @@ def _ocr(prediction: str, answer: str) -> Reward:
 
 def _free_form(prediction: str, answer: str) -> Reward:
     _expected_text(answer)
-    if not prediction:
+    if not _WORD.search(answer):
+        raise BadItem(f"ROUGE finds no word of letters a-z or digits in the answer {answer!r}: change problem_type")
+    if not _WORD.search(prediction):
         return Reward(0.0, False)
     scores = _rouge().score(answer, prediction)
     return Reward(sum(float(score.fmeasure) for score in scores.values()) / len(scores), True)

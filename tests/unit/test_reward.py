@@ -114,6 +114,10 @@ def test_free_form_is_the_mean_of_three_rouge_f_scores():
     assert reward("free-form", "the cat ran", "the cat sat").value == pytest.approx((2 / 3 + 1 / 2 + 2 / 3) / 3)
 
 
+def test_a_prediction_without_any_word_for_rouge_is_unreadable():
+    assert reward("free-form", "?!", "the cat sat") == Reward(0.0, False)
+
+
 @pytest.mark.parametrize("problem_type", ["numerical", "regression", "OCR", "free-form", "multiple choice"])
 def test_an_empty_prediction_is_unreadable(problem_type):
     answer = "B" if problem_type == "multiple choice" else "5"
@@ -129,6 +133,7 @@ def test_an_empty_prediction_is_unreadable(problem_type):
         ("regression", ""),
         ("OCR", " "),
         ("free-form", ""),
+        ("free-form", "\N{HIRAGANA LETTER A}!"),
     ],
 )
 def test_an_answer_of_the_wrong_kind_makes_the_item_bad(problem_type, answer):
