@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cacovid.errors import UserError
+from cacovid.errors import BadItem, UserError
 from cacovid.evaluation.methods import EvaluationCase
 from cacovid.models.adapter import VideoLLM
 from cacovid.records import VideoQuestion
@@ -80,8 +80,14 @@ class TextCosine:
         return order[: case.budget(retention)].sort().values
 
     def token_scores(self, case: EvaluationCase) -> Tensor:
-        """(N,) largest cosine to a token of the question."""
+        """(N,) largest cosine to a token of the question.
+
+        Raises:
+            BadItem: the model's tokenizer reads nothing in the question.
+        """
         text = normalize(self.embed(case.item.question).float(), dim=-1)
+        if not len(text):
+            raise BadItem(f"question {case.item.id!r}: {case.item.question!r} has no token for this model; reword it")
         return (normalize(case.encoded.features.float(), dim=-1) @ text.T).amax(dim=1).cpu()
 
 
@@ -92,7 +98,7 @@ def question_embedder(video_llm: VideoLLM) -> Callable[[str], Tensor]:
     def embed(question: str) -> Tensor:
         ids = video_llm.processor.tokenizer(question, add_special_tokens=False)["input_ids"]
         with torch.no_grad():
-            rows: Tensor = table(torch.tensor(ids, device=video_llm.device))
+            rows: Tensor = table(torch.tensor(ids, dtype=torch.long, device=video_llm.device))
         return rows
 
     return embed

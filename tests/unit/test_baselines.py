@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cacovid.errors import UserError
+from cacovid.errors import BadItem, UserError
 from cacovid.evaluation.awareness import area_under_curve, question_awareness
 from cacovid.evaluation.baselines import (
     DivPrune,
@@ -106,6 +106,12 @@ def test_text_cosine_takes_the_best_question_token_whatever_its_length() -> None
     method = TextCosine(words.__getitem__)
     assert method.token_scores(case) == pytest.approx(torch.tensor([0.0, 0.5 / 0.26**0.5, 1.0, 0.0]))
     assert method.select(case, 0.5).tolist() == [1, 2]
+
+
+def test_text_cosine_sets_a_question_without_tokens_aside() -> None:
+    case = made_case(torch.eye(4), TokenGrid(1, 2, 2))
+    with pytest.raises(BadItem, match=r"'q': 'what\?' has no token"):
+        TextCosine(lambda _: torch.zeros(0, 4)).select(case, 0.5)
 
 
 def test_the_oracle_keeps_evidence_first_and_fills_evenly() -> None:
