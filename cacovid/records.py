@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 ProblemType = Literal["multiple choice", "numerical", "OCR", "free-form", "regression"]
@@ -127,12 +126,3 @@ class RolloutRecord:
         )
         logits = self.old_token_logits.numel() + self.old_frame_logits.numel()
         return self.input.nbytes() + drawn + 4 * logits
-
-    def kept_mask(self, iterations: int) -> Tensor:
-        """(G * iterations, N) bool masks of the first inner iterations."""
-        chosen = [scored.combinations.kept.long() for scored in self.iterations[:iterations]]
-        masks = [
-            torch.zeros(kept.shape[0], self.input.grid.tokens, dtype=torch.bool).scatter_(1, kept, True)
-            for kept in chosen
-        ]
-        return torch.cat(masks)

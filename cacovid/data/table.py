@@ -45,15 +45,12 @@ SCHEMA = pa.schema(
 OPTIONAL_COLUMNS = ("evidence", "other_objects")
 
 
-def read_questions(
-    path: str | os.PathLike[str], *, skipped: SkippedItems | None = None, limit: int | None = None
-) -> list[VideoQuestion]:
+def read_questions(path: str | os.PathLike[str], *, skipped: SkippedItems | None = None) -> list[VideoQuestion]:
     """All usable rows of a Parquet table, in order; video paths come back absolute.
 
     Args:
         path: the Parquet file.
         skipped: where unusable rows are set aside; without it the first one raises.
-        limit: read at most this many rows from the top.
 
     Raises:
         UserError: no readable Parquet file, a missing or mistyped column, no usable row.
@@ -63,7 +60,7 @@ def read_questions(
     table = _read_table(table_path)
     _check_columns(table.schema, table_path)
     columns = [name for name in SCHEMA.names if name in table.schema.names]
-    rows = table.select(columns).slice(0, limit).to_pylist()
+    rows = table.select(columns).to_pylist()
     items: list[VideoQuestion] = []
     seen: set[str] = set()
     for number, row in enumerate(rows):
@@ -98,7 +95,9 @@ def write_questions(path: str | os.PathLike[str], items: Iterable[VideoQuestion]
             | {"video": absolute.relative_to(folder).as_posix() if inside else str(absolute)}
         )
     table_path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), table_path)
+    part = table_path.with_name(f"{table_path.name}.part")  # whoever is killed here leaves no table cut short
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), part)
+    part.replace(table_path)
 
 
 def check_question(item: VideoQuestion) -> None:

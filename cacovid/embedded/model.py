@@ -4,7 +4,6 @@ SigLIP tower (width 64, 2 layers, patch 8), whose 12x12 patches a frame are pool
 16-pixel cell each; Qwen2 language model (width 128, 4 layers, 4 heads on 2 key-value heads).
 """
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
@@ -103,11 +102,6 @@ def save_model(model: LlavaOnevisionForConditionalGeneration, folder: Path) -> N
     )
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-
-
-def shipped_model() -> Path:
-    """The folder of the model that comes with the package."""
-    return Path(str(files("cacovid.embedded") / "model"))
 
 
 def pixels(frames: torch.Tensor) -> torch.Tensor:

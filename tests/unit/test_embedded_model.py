@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,13 +11,16 @@ from cacovid.embedded.build import BuildConfig, build
 from cacovid.embedded.clips import draw_clip
 from cacovid.embedded.dataset import write_dataset
 from cacovid.embedded.measure import chat_prompt
-from cacovid.embedded.model import new_model, pixels, shipped_model
+from cacovid.embedded.model import new_model, pixels
 from cacovid.embedded.splits import DEVELOPMENT
 from cacovid.embedded.train_language import LanguageTraining
 from cacovid.embedded.train_tower import TowerTraining, video_features
 from cacovid.errors import UserError
 from cacovid.evaluation.baselines import max_min_diverse
+from cacovid.models.loading import resolve_path
 from cacovid.selection import budget, spread_evenly
+
+SHIPPED = resolve_path("embedded")
 
 
 def load(folder):
@@ -28,12 +33,12 @@ def load(folder):
 def processor():
     from transformers import AutoProcessor
 
-    return AutoProcessor.from_pretrained(shipped_model())
+    return AutoProcessor.from_pretrained(SHIPPED)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return load(shipped_model())
+    return load(SHIPPED)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +50,7 @@ def questions(tmp_path_factory):
 
 def test_shipped_model_is_an_ordinary_small_llava_onevision(model):
     assert type(model).__name__ == "LlavaOnevisionForConditionalGeneration"
-    size = sum(path.stat().st_size for path in shipped_model().iterdir())
+    size = sum(path.stat().st_size for path in Path(SHIPPED).iterdir())
     assert size < 8_000_000
     assert sum(parameter.numel() for parameter in model.parameters()) == 710_208
 

@@ -147,10 +147,6 @@ def test_a_table_without_usable_rows_is_refused(tmp_path: Path) -> None:
         read_questions(path, skipped=SkippedItems(tmp_path / "skipped.jsonl"))
 
 
-def test_the_limit_reads_the_top_rows(tmp_path: Path) -> None:
-    assert [item.id for item in read_questions(save(tmp_path), limit=1)] == ["a"]
-
-
 def test_every_documented_column_is_a_field_of_the_record() -> None:
     assert set(SCHEMA.names) == set(VideoQuestion.__dataclass_fields__)
 
