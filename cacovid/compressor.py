@@ -174,15 +174,18 @@ class Compressor:
 
         Raises:
             BadItem: the video cannot be read.
-            UserError: an empty question, a single option, a ratio outside (0, 1].
+            UserError: an empty question, a single option, a ratio outside (0, 1], no frame.
         """
         budget(retention, 1)  # refuses a bad ratio before any work
+        if num_frames is not None and num_frames < 1:
+            raise UserError(f"num_frames is {num_frames}: sample at least one frame, or leave it out")
         prompt = self._prompt(question, tuple(options))
         started = time.perf_counter()
         if isinstance(video, DecodedVideo):
             decoded, decode_s = video, 0.0
         else:
-            decoded = read_frames(video, num_frames or self.video_llm.config.num_frames, self.max_pixels)
+            wanted = self.video_llm.config.num_frames if num_frames is None else num_frames
+            decoded = read_frames(video, wanted, self.max_pixels)
             decode_s = time.perf_counter() - started
         device = self.video_llm.device
         started = _now(device)

@@ -130,7 +130,10 @@ class ActorsConfig(Section):
     threads: Positive = Field(1, description="torch threads of one actor on CPU")
     items_per_task: Positive = Field(2, description="items sent to an actor at once")
     staleness: Count = Field(1, description="training steps that rollouts run ahead of the learner")
-    max_retries: Count = Field(3, description="tries of a task lost to dead actors before its items are set aside")
+    max_retries: Count = Field(3, description="failures of one item, dead actors included, until it is set aside")
+    task_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        1_800.0, description="seconds until an actor that hangs on one task is killed and restarted"
+    )
 
 
 class LearnersConfig(Section):
@@ -161,6 +164,14 @@ class SelectionConfig(Section):
     )
 
 
+class EvaluationConfig(Section):
+    """What ``CPO.evaluate()`` measures the policy on, between or after training steps."""
+
+    data: str = Field("embedded", description="Parquet table of questions, or 'embedded': our development clips")
+    clips: Positive = Field(50, description="videos to use, the first ones of the table")
+    retentions: tuple[Fraction, ...] = Field((0.1, 0.05, 0.02), description="shares of video tokens retained")
+
+
 class RunConfig(Section):
     """The run as a whole."""
 
@@ -169,6 +180,9 @@ class RunConfig(Section):
     items_per_step: Positive = Field(16, description="questions rolled out per training step")
     checkpoint_every: Positive = Field(20, description="training steps between checkpoints")
     keep_checkpoints: Positive = Field(2, description="newest checkpoints kept")
+    start_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        1_800.0, description="seconds that actors and learners may wait for their places in the cluster and start"
+    )
 
 
 class TrainConfig(Section):
@@ -183,6 +197,7 @@ class TrainConfig(Section):
     actors: ActorsConfig = ActorsConfig()
     learners: LearnersConfig = LearnersConfig()
     selection: SelectionConfig = SelectionConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     run: RunConfig = RunConfig()
 
     def updates_per_step(self) -> int:
@@ -206,8 +221,12 @@ class TrainConfig(Section):
                 "objective.kind='credit' compares rewards of one rate: set sampling.tokens_per_frame "
                 "or sampling.inner_iterations=1"
             )
-        if self.sampling.rate_min > self.sampling.rate_max:
+        sampling = self.sampling
+        if sampling.rate_min > sampling.rate_max:
+            raise ValueError(f"sampling.rate_min={sampling.rate_min} exceeds rate_max={sampling.rate_max}: swap them")
+        if not sampling.tokens_per_frame and not sampling.rate_min <= sampling.rate <= sampling.rate_max:
             raise ValueError(
-                f"sampling.rate_min={self.sampling.rate_min} exceeds rate_max={self.sampling.rate_max}: swap them"
+                f"sampling.rate={sampling.rate} lies outside the adaptive range "
+                f"{sampling.rate_min} to {sampling.rate_max}: change it, rate_min or rate_max"
             )
         return self

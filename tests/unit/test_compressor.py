@@ -105,6 +105,8 @@ def test_bad_arguments_end_in_one_line(folder: Path, compressor: Compressor, tmp
         compressor(clip, " ")
     with pytest.raises(UserError, match="leaves no choice"):
         compressor(clip, "what?", options=["red"])
+    with pytest.raises(UserError, match="num_frames is 0"):
+        compressor(clip, "what?", num_frames=0)
     with pytest.raises(BadItem, match="no such video"):
         compressor(folder / "none.mp4", "what?")
     with pytest.raises(UserError, match=r"policy\.json"):

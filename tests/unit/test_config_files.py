@@ -71,6 +71,12 @@ def test_wrong_override_names_value_and_place(override: str, message: str) -> No
         load_config(None, [override])
 
 
+def test_the_adaptive_rate_starts_within_its_range() -> None:
+    assert load_config(None, ["sampling.rate=0.3"]).sampling.rate == 0.3  # not in use
+    with pytest.raises(UserError, match=r"sampling\.rate=0\.3 lies outside .* 0\.01 to 0\.12"):
+        load_config(None, ["sampling.rate=0.3", "sampling.tokens_per_frame=[]"])
+
+
 def test_broken_toml_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "broken.toml"
     path.write_text("[run\nseed = 1")
