@@ -150,6 +150,15 @@ def test_late_redundancy_features_equal_the_slow_reference():
         torch.testing.assert_close(fast[token], expected, atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_late_scores_similarities_half_the_context_and_redundancy():
+    policy, item = make_policy("late"), inputs_for("late")
+    batch = collate([item])
+    x = batch.features - batch.features.mean(dim=1, keepdim=True)
+    parts = [policy._similarities(x, batch), 0.5 * policy.context(x), policy._redundancy(x, batch)]
+    torch.testing.assert_close(policy(batch).token_logits, policy.scorer(torch.cat(parts, dim=-1)))
+
+
 def test_late_heads_start_with_orthonormal_rows_and_no_biases():
     policy = build_policy(PolicyConfig(width=8, heads=3), 32, seed=0)
     for rows in policy.similarity.weight.split(8):

@@ -58,6 +58,8 @@ def test_half_uniform_fills_evenly_between_the_scored():
     scores = [0, 0, 0, 9, 0, 0, 0, 8]
     # 2 of 4 by score; the other 2 lie evenly in 0,1,2,4,5,6
     assert select("half-uniform", 0.5, scores, [0, 0], TokenGrid(2, 2, 2)) == [1, 3, 5, 7]
+    # of 3 only one goes by score
+    assert select("half-uniform", 0.375, [0, 0, 9, 8, 0, 0, 0, 0], [0, 0], TokenGrid(2, 2, 2)) == [1, 2, 6]
 
 
 def test_a_budget_of_one_goes_by_score():
