@@ -61,3 +61,8 @@ def invalid(param: str, message: str) -> ApiError:
 def overloaded(what: str, retry_after_s: int) -> ApiError:
     """503 for a full queue: the client is told when to come back instead of waiting without end."""
     return ApiError(503, "overloaded", f"{what}; try again in {retry_after_s} s", retry_after_s=retry_after_s)
+
+
+def internal_error() -> ApiError:
+    """500 for a fault of the service inside, of which the log tells."""
+    return ApiError(500, "internal_error", "the request failed inside; nothing to mend in it")

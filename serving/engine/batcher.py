@@ -12,10 +12,12 @@ from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 
+import torch
+
 from serving.config import EngineConfig
 from serving.engine.engine import Engine, Job
 from serving.engine.records import Answer, Compressed, Delta, EngineRequest, Event, Failed, Finished, Started
-from serving.errors import ApiError
+from serving.errors import internal_error
 from serving.media.records import Clip
 
 logger = logging.getLogger("cacovid.serving.engine")
@@ -31,6 +33,7 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._task: asyncio.Task[None] | None = None
         self._busy_since: float | None = None
+        self._device_lost = False
 
     @property
     def waiting(self) -> int:
@@ -54,6 +57,8 @@ class Batcher:
             return "the batching loop has ended"
         if self._busy_since is not None and time.monotonic() - self._busy_since > self._config.stall_s:
             return f"a batch has lasted longer than engine.stall_s={self._config.stall_s}"
+        if self._device_lost:
+            return "the device has failed: CUDA answers nothing more in this process"
         return None
 
     async def events(self, request: EngineRequest, clips: Sequence[Clip]) -> AsyncGenerator[Event, None]:
@@ -106,10 +111,9 @@ class Batcher:
             error = running.exception()
             if error is not None:
                 logger.error("a batch of %d requests failed", len(jobs), exc_info=error)
+                self._device_lost = self._device_lost or isinstance(error, torch.AcceleratorError)
                 for job in jobs:
-                    job.emit(
-                        Failed(ApiError(500, "internal_error", "the request failed inside; nothing to mend in it"))
-                    )
+                    job.emit(Failed(internal_error()))
 
     async def _collect(self) -> list[Job]:
         jobs = [await self._queue.get()]

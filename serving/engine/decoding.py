@@ -99,13 +99,22 @@ def _overlap(text: str, stop: str) -> int:
 
 
 class Row:
-    """One answer that is being generated."""
+    """One answer that is being generated.
+
+    Args:
+        decoding: how it is drawn.
+        tokenizer: turns tokens into text.
+        say: takes further text.
+        end: called once, when the answer is whole; others of its batch may go on.
+        cancelled: whether nobody waits for it any more.
+    """
 
     def __init__(
         self,
         decoding: Decoding,
         tokenizer: Any,  # noqa: ANN401
         say: Callable[[str], None],
+        end: Callable[["Row"], None],
         cancelled: Callable[[], bool],
     ) -> None:
         self.decoding = decoding
@@ -115,6 +124,7 @@ class Row:
         self.generate_s = 0.0
         self._text = TextAssembler(tokenizer, decoding.stop)
         self._say = say
+        self._end = end
         self._cancelled = cancelled
 
     @property
@@ -127,22 +137,22 @@ class Row:
         self.first_token_s = self.first_token_s or elapsed_s
         self.generate_s = elapsed_s
         if token in ends:
-            self._end("stop")
+            self._finish("stop")
             return
         self.tokens += 1
-        text = self._text.push(token)
+        self._tell(self._text.push(token))
+        if self._text.stopped or self.tokens >= self.decoding.max_tokens or self._cancelled():
+            self._finish("length")
+
+    def _finish(self, reason: FinishReason) -> None:
+        if not self._text.stopped:
+            self._tell(self._text.finish())
+        self.reason = "stop" if self._text.stopped else reason
+        self._end(self)
+
+    def _tell(self, text: str) -> None:
         if text:
             self._say(text)
-        if self._text.stopped:
-            self.reason = "stop"
-        elif self.tokens >= self.decoding.max_tokens or self._cancelled():
-            self._end("length")
-
-    def _end(self, reason: FinishReason) -> None:
-        rest = self._text.finish()
-        if rest:
-            self._say(rest)
-        self.reason = "stop" if self._text.stopped else reason
 
 
 class RowWatcher(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped

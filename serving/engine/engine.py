@@ -40,7 +40,7 @@ from serving.engine.records import (
     Started,
     Timings,
 )
-from serving.errors import ApiError, invalid, overloaded
+from serving.errors import ApiError, internal_error, invalid, overloaded
 from serving.media.records import Clip
 
 logger = logging.getLogger("cacovid.serving.engine")
@@ -110,20 +110,14 @@ class Engine:
         return [*cards, self._card(self._base_id, None)]
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Answer ``jobs`` together; every job gets its events, the last one Finished, Compressed or Failed."""
+        """Answer ``jobs`` together; every job gets its events; its first Finished, Compressed or Failed is the last."""
         pending: list[Pending] = []
         for job in jobs:
             with _refusals(job):
                 pending.append((job, self._encoded(job)))
         started = time.perf_counter()
-        for group in _grouped(pending, _scored_together):
-            if group[0][1].method == POLICY:
-                score([prompt for _, prompt in group])
-        selected: list[Pending] = []
-        for job, prompt in pending:
-            with _refusals(job):
-                self._builder.select(prompt)
-                selected.append((job, prompt))
+        scored = _passing(_grouped(pending, _scored_together), _score)
+        selected = _passing([[each] for each in scored], lambda one: self._builder.select(one[0][1]))
         policy_s = time.perf_counter() - started
         answered: list[Pending] = []
         for job, prompt in selected:
@@ -187,22 +181,20 @@ class Engine:
         return parts
 
     def _answer(self, part: list[Pending], policy_s: float) -> None:
-        rows = [self._row(job, prompt) for job, prompt in part]
-        try:
+        rows = [self._row(job, prompt, policy_s) for job, prompt in part]
+        with _refusals(*(job for job, _ in part)):
             self._generate([prompt for _, prompt in part], rows)
-        except torch.OutOfMemoryError:
-            logger.warning("out of memory with %d requests in a batch: lower engine.max_batch_tokens", len(part))
-            for job, _ in part:
-                job.emit(Failed(_no_memory()))
-            return
-        for (job, prompt), row in zip(part, rows, strict=True):
+
+    def _row(self, job: Job, prompt: Prompt, policy_s: float) -> Row:
+        """The answer of one request; its last event goes out as soon as it is whole."""
+        assert prompt.request.decoding is not None
+
+        def end(row: Row) -> None:
             assert row.reason is not None
             job.emit(Finished(row.reason, row.tokens, prompt.report(job.timings(prompt, policy_s, row))))
 
-    def _row(self, job: Job, prompt: Prompt) -> Row:
-        assert prompt.request.decoding is not None
         tokenizer = self.video_llm.processor.tokenizer
-        return Row(prompt.request.decoding, tokenizer, lambda text: job.emit(Delta(text)), job.cancelled.is_set)
+        return Row(prompt.request.decoding, tokenizer, lambda text: job.emit(Delta(text)), end, job.cancelled.is_set)
 
     @torch.inference_mode()
     def _generate(self, prompts: Sequence[Prompt], rows: Sequence[Row]) -> None:
@@ -231,17 +223,41 @@ class Engine:
 
 
 @contextmanager
-def _refusals(job: Job) -> Iterator[None]:
-    """A refusal inside is the job's last event; the batch goes on without it."""
+def _refusals(*jobs: Job) -> Iterator[None]:
+    """A refusal inside is the jobs' last event, if they have not had it; the batch goes on without them."""
     try:
         yield
+        return
     except ApiError as error:
-        job.emit(Failed(error))
+        refusal = error
     except UserError:  # scores that are not finite: the policy is broken, not the request
-        logger.exception("the policy of model %r cannot select", job.request.model)
-        job.emit(Failed(ApiError(500, "policy_broken", "this model's policy gives no usable scores", "model")))
+        logger.exception("the policy of model %r cannot select", jobs[0].request.model)
+        refusal = ApiError(500, "policy_broken", "this model's policy gives no usable scores", "model")
     except torch.OutOfMemoryError:
-        job.emit(Failed(_no_memory()))
+        logger.warning("out of memory with %d requests: lower engine.max_batch_tokens", len(jobs))
+        refusal = overloaded("the model has no memory left for this request", 5)
+    except torch.AcceleratorError:
+        raise  # the device answers nobody any more
+    except Exception:
+        logger.exception("%d requests failed inside", len(jobs))
+        refusal = internal_error()
+    for job in jobs:
+        job.emit(Failed(refusal))
+
+
+def _passing(groups: Sequence[list[Pending]], step: Callable[[list[Pending]], None]) -> list[Pending]:
+    """Those of the groups that ``step`` did not refuse."""
+    passed: list[Pending] = []
+    for group in groups:
+        with _refusals(*(job for job, _ in group)):
+            step(group)
+            passed += group
+    return passed
+
+
+def _score(group: list[Pending]) -> None:
+    if group[0][1].method == POLICY:
+        score([prompt for _, prompt in group])
 
 
 def _grouped(pending: Sequence[Pending], key: Callable[[Prompt], object]) -> list[list[Pending]]:
@@ -260,10 +276,6 @@ def _answered_together(prompt: Prompt) -> object:
     """Equally many injected rows, and equally many rows of positions."""
     rows = len(prompt.kept) + prompt.encoded.pinned.shape[0]
     return rows, prompt.encoded.position_ids.shape[0]
-
-
-def _no_memory() -> ApiError:
-    return overloaded("the model has no memory left for this request", 5)
 
 
 def _jpeg(frame: Any) -> bytes:  # noqa: ANN401  an image array

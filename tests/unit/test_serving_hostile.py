@@ -96,5 +96,5 @@ def test_the_table_in_the_security_document_names_every_hostile_request():
 def test_every_test_that_the_security_document_names_is_there():
     tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parents[1].glob("*/test_*.py"))
     named = set(re.findall(r"`(test_\w+)`", SECURITY.read_text(encoding="utf-8")))
-    assert len(named) > 30
+    assert named
     assert not [name for name in named if f"def {name}(" not in tests]
