@@ -14,7 +14,7 @@ from cacovid.errors import UserError
 from cluster.service_address import check_address
 from serving.app import check, with_absolute_paths
 from serving.config import ServiceConfig
-from serving.schema import APPLICATION, INGRESS, deploy_schema
+from serving.schema import APPLICATION, INGRESS, deploy_schema, http_options
 
 _LAST_BYTES_S = 0.2  # for the proxy to pass on what replicas have sent
 _START_S = 300.0  # loading a large model takes minutes
@@ -37,7 +37,7 @@ def running_service(config: ServiceConfig, host: str, port: int, address: str | 
     check(config)
     connected = _connect(address)
     try:
-        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+        serve.start(proxy_location="HeadOnly", http_options=http_options(config, host, port))
         deploy(config, host, port)
         yield
         drain(config.api.request_timeout_s)

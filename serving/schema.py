@@ -14,6 +14,7 @@ from serving.config import ServiceConfig
 
 INGRESS, MEDIA, ENGINE = "ingress", "media", "engine"  # deployments
 APPLICATION = "cacovid"
+_MARGIN_S = 30.0  # after which a request that the ingress should have answered is given up
 
 
 def deploy_schema(config: ServiceConfig, host: str, port: int) -> dict[str, Any]:
@@ -21,7 +22,7 @@ def deploy_schema(config: ServiceConfig, host: str, port: int) -> dict[str, Any]
     args = config.model_dump(mode="json", exclude={"policies"}, exclude_defaults=True)
     return {
         "proxy_location": "HeadOnly",
-        "http_options": {"host": host, "port": port},
+        "http_options": http_options(config, host, port),
         "applications": [
             {
                 "name": APPLICATION,
@@ -32,6 +33,12 @@ def deploy_schema(config: ServiceConfig, host: str, port: int) -> dict[str, Any]
             }
         ],
     }
+
+
+def http_options(config: ServiceConfig, host: str, port: int) -> dict[str, Any]:
+    """Of Serve's proxy, which ends even a request whose ingress replica hangs or does not come up."""
+    patience = config.api.body_timeout_s + config.api.request_timeout_s + _MARGIN_S
+    return {"host": host, "port": port, "request_timeout_s": patience}
 
 
 def engine_user_config(config: ServiceConfig) -> dict[str, Any]:

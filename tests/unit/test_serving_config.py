@@ -11,7 +11,7 @@ from cacovid.errors import UserError
 from serving.app import build, with_absolute_paths
 from serving.config import ServiceConfig
 from serving.config_file import load_service_config, parse_service_config, to_yaml
-from serving.schema import deploy_schema, service_values
+from serving.schema import deploy_schema, http_options, service_values
 from tests.serving_server import POLICY, policy_folder, service_config, write_keys
 
 SHIPPED = Path(serving.__file__).parent / "config.yaml"
@@ -30,6 +30,18 @@ def test_the_shipped_file_is_a_configuration_of_the_embedded_model():
     assert config.model.path == "embedded"
     assert config.media.https_hosts == ()
     assert config.base_id == "embedded"
+
+
+def test_the_proxy_waits_longer_than_the_service_and_not_without_end():
+    for options, config in [
+        (yaml.safe_load(SHIPPED.read_text())["http_options"], load_service_config(SHIPPED)),
+        (
+            http_options(ServiceConfig(api={"request_timeout_s": 900}), "127.0.0.1", 1),
+            ServiceConfig(api={"request_timeout_s": 900}),
+        ),
+    ]:
+        own = config.api.body_timeout_s + config.api.request_timeout_s
+        assert own < options["request_timeout_s"] < own + 60
 
 
 def test_the_declarative_form_keeps_policies_apart_and_comes_back_whole():
