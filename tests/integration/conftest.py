@@ -31,7 +31,14 @@ SMALL_RUN = {
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """A local Ray cluster with room for every test's actors and learners."""
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(
+        address="local",
+        num_cpus=8,
+        object_store_memory=512 << 20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
     yield
     ray.shutdown()
 

@@ -8,11 +8,13 @@ from playwright.sync_api import Page, expect, sync_playwright
 from serving.samples import draw_samples
 from tests.serving_server import KEY, Running, running, service_config
 from tests.serving_videos import clip_bytes
+from tests.waiting import PATIENCE_S, wait_until
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
     "--headless",
     "--no-sandbox",
+    "--disable-dev-shm-usage",
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
@@ -28,6 +30,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get i
 def browser():
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        expect.set_options(timeout=1000 * PATIENCE_S)
         yield launched
         launched.close()
 
@@ -42,6 +45,7 @@ def service():
 def page(browser, service: Running):
     """A fresh page; whatever the browser complains about fails the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(1000 * PATIENCE_S)
     opened = context.new_page()
     complaints: list[str] = []
     opened.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
@@ -56,7 +60,12 @@ def ask_about_a_sample(page: Page) -> None:
     page.get_by_role("button", name="clip 1").click()
     expect(page.locator("#question")).not_to_have_value("")
     page.get_by_role("button", name="Ask").click()
-    expect(page.locator("#outcome")).to_be_visible(timeout=20_000)
+    expect(page.locator("#outcome")).to_be_visible()
+
+
+def kept_of_frames(page: Page) -> list[int]:
+    """Kept tokens as the frames' captions tell them."""
+    return [int(text.split()[0]) for text in page.locator("figcaption span:last-child").all_inner_texts()]
 
 
 def test_a_sample_is_asked_about_and_both_answers_are_compared(page: Page):
@@ -74,9 +83,9 @@ def test_kept_tokens_and_budget_bars_follow_the_slider(page: Page):
     expect(page.locator("#frames canvas")).to_have_count(8)
     assert "28 of 288" in page.locator("#keptline").inner_text()
     page.locator("#retention").evaluate("slider => { slider.value = 75; slider.dispatchEvent(new Event('input')); }")
-    expect(page.locator("#keptline")).to_contain_text("91 of 288", timeout=10_000)
-    shown = [int(text.split()[0]) for text in page.locator("figcaption span:last-child").all_inner_texts()]
-    assert sum(shown) == 91
+    expect(page.locator("#keptline")).to_contain_text("91 of 288")
+    wait_until(lambda: sum(kept_of_frames(page)) == 91)  # the frames are drawn after the line has changed
+    shown = kept_of_frames(page)
     widths = page.locator(".bar div").evaluate_all("bars => bars.map(bar => parseFloat(bar.style.width))")
     assert widths[shown.index(max(shown))] == 100.0
 
@@ -91,7 +100,7 @@ def test_kept_tokens_are_in_full_light_and_the_others_dimmed(page: Page):
             return bright / (data.length / 4);
         })"""
     )
-    shown = [int(text.split()[0]) for text in page.locator("figcaption span:last-child").all_inner_texts()]
+    shown = kept_of_frames(page)
     most, least = shown.index(max(shown)), shown.index(min(shown))
     assert light[most] > light[least]
 
@@ -103,7 +112,7 @@ def test_an_own_file_is_asked_about(page: Page, tmp_path):
     expect(page.get_by_role("button", name="Ask")).to_be_disabled()
     page.locator("#question").fill("what color is the ring object?\nA. red\nB. blue")
     page.get_by_role("button", name="Ask").click()
-    expect(page.locator("#outcome")).to_be_visible(timeout=20_000)
+    expect(page.locator("#outcome")).to_be_visible()
 
 
 def test_a_file_that_is_no_video_is_told(browser, service: Running, tmp_path):
@@ -113,7 +122,7 @@ def test_a_file_that_is_no_video_is_told(browser, service: Running, tmp_path):
     page.locator("#file").set_input_files(tmp_path / "notes.txt")
     page.locator("#question").fill("what?")
     page.get_by_role("button", name="Ask").click()
-    expect(page.get_by_role("alert")).to_contain_text("the video cannot be used", timeout=10_000)
+    expect(page.get_by_role("alert")).to_contain_text("the video cannot be used")
     expect(page.get_by_role("button", name="Ask")).to_be_enabled()
     page.close()
 
@@ -122,7 +131,7 @@ def test_a_service_with_keys_asks_for_one(browser):
     with running(service_config(), draw_samples(1)) as service:
         page = browser.new_page()
         page.goto(service.url)
-        expect(page.locator("#key")).to_be_visible(timeout=10_000)
+        expect(page.locator("#key")).to_be_visible()
         page.locator("#key").fill(KEY)
         page.locator("#key").press("Tab")
         expect(page.locator("#model option")).to_have_count(2)

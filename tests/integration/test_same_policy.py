@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from cluster.run_directory import RunDirectory
 from cluster.training import train
 from tests.integration.conftest import Trained, finished, run_training
 from tests.tiny_models import save_tiny_model
+from tests.waiting import wait_until
 
 
 def largest_difference(one: Trained, other: Trained) -> float:
@@ -92,15 +92,18 @@ def test_resume_after_kill_of_the_driver_repeats_the_uninterrupted_losses(
 ) -> None:
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "tests.integration.slow_driver", str(folder), small_run.model_dump_json()]
-    driver = subprocess.Popen(command, start_new_session=True)
+    driver = subprocess.Popen(command, start_new_session=True, cwd=Path(__file__).parents[2])
     run = RunDirectory(folder)
-    deadline = time.monotonic() + 120
-    while run.newest_checkpoint() is None or len(run.rows()) < 3:
+
+    def three_steps_done() -> bool:
         assert driver.poll() is None, "the driver ended by itself"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
+        return run.newest_checkpoint() is not None and len(run.rows()) >= 3
+
+    try:
+        wait_until(three_steps_done, 200)
+    finally:
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
     assert len(run.rows()) < 4
     resumed, config = RunDirectory.resume(folder)
     trained = finished(train(config, resumed, lambda row: None, resume=True), resumed)

@@ -1,6 +1,7 @@
 """``cacovid serve`` as users type it."""
 
 import concurrent.futures
+import json
 import os
 import queue
 import re
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2 as httpx
@@ -20,8 +22,10 @@ from ray import serve
 
 from cluster.load import steady_load
 from cluster.service import running_service
+from tests.ports import free_port
 from tests.serving_server import policy_folder, service_config
 from tests.unit.test_serving_api import messages
+from tests.waiting import PATIENCE_S, get, wait_until
 
 
 def command(*arguments: str) -> list[str]:
@@ -45,7 +49,7 @@ def test_mistakes_are_one_line(arguments, message, tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         filled = [each.format(tmp=tmp_path, port=taken.getsockname()[1]) for each in arguments]
-        done = subprocess.run(command(*filled), capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command(*filled), capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -80,38 +84,49 @@ class Running:
 
 def in_flight(url: str) -> int:
     """Requests that the service holds."""
-    return sum(map(float, re.findall(r"^cacovid_in_flight{.*} (\S+)$", httpx.get(f"{url}/metrics").text, re.MULTILINE)))
+    return sum(map(float, re.findall(r"^cacovid_in_flight{.*} (\S+)$", get(f"{url}/metrics").text, re.MULTILINE)))
 
 
 @pytest.mark.slow  # a Ray cluster of its own
 def test_the_command_serves_reloads_and_drains(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     policy = Path(shutil.copytree(policy_folder(), tmp_path / "policy"))
     running = Running("--policy", f"mine={policy}", "--port", str(port))
     url = f"http://127.0.0.1:{port}"
     body = {"model": "mine", "messages": messages()}
     try:
         assert "mine, embedded" in running.wait_for("model ids")
-        before = httpx.post(f"{url}/v1/compress", json=body, timeout=60).json()["kept"]
+        before = httpx.post(f"{url}/v1/compress", json=body, timeout=PATIENCE_S).json()["kept"]
 
         shutil.copytree(policy_folder(3), policy, dirs_exist_ok=True)
         running.process.send_signal(signal.SIGHUP)
         running.wait_for("reloaded")
-        assert httpx.post(f"{url}/v1/compress", json=body, timeout=60).json()["kept"] != before
+        assert httpx.post(f"{url}/v1/compress", json=body, timeout=PATIENCE_S).json()["kept"] != before
 
         (policy / "policy.json").unlink()
         running.process.send_signal(signal.SIGHUP)
         running.wait_for("the service goes on as it was")
 
-        long = body | {"media_io_kwargs": {"video": {"num_frames": 64}}, "compression": {"retention": 1.0}}
+        draining = threading.Event()
+
+        def body_in_two_parts() -> Iterator[bytes]:
+            content = json.dumps(body).encode()
+            yield content[:100]
+            draining.wait(PATIENCE_S)
+            yield content[100:]
+
+        def ask() -> httpx.Response:
+            headers = {"Content-Type": "application/json"}
+            return httpx.post(
+                f"{url}/v1/chat/completions", content=body_in_two_parts(), headers=headers, timeout=PATIENCE_S
+            )
+
         with concurrent.futures.ThreadPoolExecutor(6) as clients:
-            asked = [clients.submit(httpx.post, f"{url}/v1/chat/completions", json=long, timeout=60) for _ in range(6)]
-            while in_flight(url) < 6:
-                assert not any(each.done() for each in asked), "answered too soon to be under way"
+            asked = [clients.submit(ask) for _ in range(6)]
+            wait_until(lambda: in_flight(url) == 6)
             running.process.send_signal(signal.SIGTERM)
             running.wait_for("draining")
+            draining.set()
             statuses = Counter(each.result().status_code for each in asked)
         assert statuses == {200: 6}, "requests under way are finished"
         assert running.process.wait(60) == 0
@@ -127,17 +142,13 @@ def test_engines_are_added_under_load_up_to_their_bound(cluster):
         media={"max_replicas": 1, "cpus": 0.1},
         api={"max_replicas": 1, "cpus": 0.1, "page": False},
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     body = {"model": "trained", "messages": messages(), "max_tokens": 4}
     with running_service(config, "127.0.0.1", port):
         assert engine_count() == 1
         with steady_load(f"http://127.0.0.1:{port}", lambda: body, clients=6) as outcomes:
-            deadline = time.monotonic() + 120
-            while engine_count() < 2 and time.monotonic() < deadline:
-                time.sleep(0.5)
-            time.sleep(3)
+            wait_until(lambda: engine_count() == 2, 200)
+            time.sleep(3)  # a third one would come by then
             assert engine_count() == 2
         assert set(outcomes.statuses) == {200}
 
