@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cacovid.config import ModelConfig
 from cacovid.data.skipped import SkippedItems
-from cacovid.data.table import read_questions, write_questions
+from cacovid.data.table import PROBLEM_TYPES, read_questions, write_questions
 from cacovid.data.video import read_frames
 from cacovid.errors import BadItem, UserError
 from cacovid.records import VideoQuestion
@@ -59,12 +59,16 @@ def check_table(table: Path, frames: int, max_pixels: int, skipped: Path | None)
 
 
 def show_table(table: Path, rows: int, problem_type: str | None) -> None:
-    """Print the first questions, of one problem type if given."""
+    """Print the first questions, of one problem type if given; UserError for an unknown one."""
+    if problem_type not in (None, *PROBLEM_TYPES):
+        raise UserError(f"problem type {problem_type!r} is unknown: choose one of {', '.join(PROBLEM_TYPES)}")
     console = Console()
     items = [
         item for item in read_questions(table, skipped=SkippedItems(None)) if problem_type in (None, item.problem_type)
     ]
-    shown = Table("id", "question", "answer", "type", "video", "evidence", show_lines=True)
+    shown = Table(show_lines=True)
+    for name in ("id", "question", "answer", "type", "video", "evidence"):
+        shown.add_column(name, overflow="fold")
     for item in items[:rows]:
         options = "  ".join(f"{chr(65 + place)}. {text}" for place, text in enumerate(item.options))
         asked = f"{item.question}\n{options}" if options else item.question

@@ -73,7 +73,7 @@ class SkippedItems:
             where = f"the last one: {last}" if self.path is None else f"the reasons are in {self.path}"
             raise UserError(
                 f"{self.skipped} of {self.met} items were unusable, more than the allowed share {self.max_share:g}; "
-                f"{where}: mend the items or raise data.max_skipped"
+                f"{where}: mend the items or raise data.max_skipped (evaluate: --max-skipped)"
             )
 
 

@@ -183,6 +183,8 @@ def test_data_show_prints_questions(
     printed = capsys.readouterr().out
     assert "what colour is it?" in printed
     assert "2 of 6 questions" in printed
+    wrong = refused(monkeypatch, capsys, "data", "show", folder / "table.parquet", "--problem-type", "essay")
+    assert "'essay' is unknown: choose one of multiple choice" in wrong
 
 
 def test_the_blind_test_keeps_exactly_the_questions_that_need_the_video(

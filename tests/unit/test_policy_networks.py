@@ -186,6 +186,30 @@ def test_a_frame_scores_about_as_its_best_token():
 # --- paper ---
 
 
+@torch.no_grad()
+def test_paper_logits_are_two_heads_on_normed_tokens_and_frame_means():
+    policy, item = make_policy("qwen2"), inputs_for("qwen2")
+    torch.nn.init.uniform_(policy.norm.weight, 0.5, 2.0)
+    batch = collate([item])
+    video = policy.layer(batch.prompt(), batch.position_ids, batch.prompt_mask)[0, item.video_columns]
+    means = torch.stack([rows.mean(dim=0) for rows in video.split(GRID.per_frame)])
+
+    def normed(rows: torch.Tensor) -> torch.Tensor:
+        return rows / (rows.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt() * policy.norm.weight
+
+    output = policy(batch)
+    torch.testing.assert_close(output.token_logits[0], policy.token_head(normed(video)))
+    torch.testing.assert_close(output.frame_logits[0], policy.frame_head(normed(means)))
+
+
+def test_paper_heads_halve_the_width_four_times_with_silu_between():
+    policy = make_policy("qwen2")
+    for head in (policy.token_head, policy.frame_head):
+        linear = [layer for layer in head if isinstance(layer, torch.nn.Linear)]
+        assert [layer.out_features for layer in linear] == [16, 8, 4, 2, 2]
+        assert [type(layer).__name__ for layer in head] == ["Linear", "SiLU"] * 4 + ["Linear"]
+
+
 @pytest.mark.parametrize("kind", LAYER_TYPES)
 @torch.no_grad()
 def test_later_tokens_influence_earlier_ones_and_padding_influences_none(kind):
