@@ -16,8 +16,13 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# Nobody loses a trained policy by running a command again: the last run in the way moves to FOLDER.old.
+define set_aside
+	@if [ -e $(1) ]; then rm -rf $(1).old && mv $(1) $(1).old && echo "the earlier $(1) is now $(1).old"; fi
+endef
+
 demo: setup
-	rm -rf $(DEMO)
+	$(call set_aside,$(DEMO))
 	$(BIN)/cacovid demo --out $(DEMO)
 
 test: setup
@@ -46,7 +51,7 @@ HELD_OUT := $(RESULTS)/table/clips-held-out-250/questions.parquet
 
 # The README's table: every policy trained through actors and learner, all methods on held-out clips.
 results: setup
-	rm -rf $(RESULTS)
+	$(call set_aside,$(RESULTS))
 	$(BIN)/cacovid train --config configs/embedded.toml --set run.seed=0 --out $(RESULTS)/late-credit-0
 	$(BIN)/cacovid train --config configs/embedded.toml --set run.seed=1 --out $(RESULTS)/late-credit-1
 	$(BIN)/cacovid train --config configs/paper.toml --out $(RESULTS)/paper-clipped
