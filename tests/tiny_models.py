@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import transformers as hf  # its names load lazily, after torchvision has been mended
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from cacovid.models.torchvision_mend import mend_torchvision
 
@@ -74,6 +74,14 @@ def word_tokenizer(*special: str, **named: str) -> hf.PreTrainedTokenizerFast:
     )
 
 
+def begin_with_bos(tokenizer: hf.PreTrainedTokenizerFast) -> hf.PreTrainedTokenizerFast:
+    """``<s>`` before every text, as Llama's tokenizer puts it."""
+    tokenizer.bos_token = "<s>"
+    begin = [("<s>", tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=begin)
+    return tokenizer
+
+
 def _text_sizes(**changes: Any) -> dict[str, Any]:
     sizes = {
         "vocab_size": VOCABULARY,
@@ -127,8 +135,8 @@ def _llava_onevision() -> Built:
 
 
 def _llava_next_video() -> Built:
-    """6x6 patches (and a class token) pooled to 3x3 tokens a frame; a Vicuna-like prompt and a Llama."""
-    tokenizer = word_tokenizer("<image>", "<video>")
+    """6x6 patches (and a class token) pooled to 3x3 tokens a frame; a Llama and its beginning of text."""
+    tokenizer = begin_with_bos(word_tokenizer("<s>", "<image>", "<video>"))
     image_id, video_id = tokenizer.convert_tokens_to_ids(["<image>", "<video>"])
     config = hf.LlavaNextVideoConfig(
         vision_config=hf.CLIPVisionConfig(**_tower_sizes(image_size=48, patch_size=8, projection_dim=32)),
@@ -154,13 +162,14 @@ def _llava_next_video() -> Built:
 MARKERS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 # Patches of 4x4 pixels, merged 2x2: a 48x48 frame holds 6x6 tokens.
 PATCHES = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
+IMAGE_PIXELS = {"shortest_edge": 64, "longest_edge": 96 * 96}  # of a picture: the models' videos have other limits
 PIXELS = {"shortest_edge": 64, "longest_edge": 48 * 48}  # of a frame
 CLIP_PIXELS = {"shortest_edge": 64, "longest_edge": 48 * 48 * 8}  # of a whole clip
 
 
 def _qwen_processor(kind: type[hf.ProcessorMixin], videos: hf.BaseVideoProcessor) -> hf.ProcessorMixin:
     return kind(
-        image_processor=hf.Qwen2VLImageProcessor(size=PIXELS, **PATCHES),
+        image_processor=hf.Qwen2VLImageProcessor(size=IMAGE_PIXELS, **PATCHES),
         tokenizer=word_tokenizer(*MARKERS),
         video_processor=videos,
         chat_template=_template("<|vision_start|><|video_pad|><|vision_end|>"),
@@ -256,7 +265,7 @@ def _video_llama_3() -> Built:
     tokenizer = word_tokenizer(*MARKERS)
     patches = PATCHES | {"temporal_patch_size": 1}
     processor = hf.VideoLlama3Processor(
-        image_processor=hf.VideoLlama3ImageProcessor(size=PIXELS, **patches),
+        image_processor=hf.VideoLlama3ImageProcessor(size=IMAGE_PIXELS, **patches),
         tokenizer=tokenizer,
         video_processor=hf.VideoLlama3VideoProcessor(size=CLIP_PIXELS, **patches),
         chat_template=_template("<|video_pad|>"),

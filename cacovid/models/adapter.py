@@ -55,6 +55,7 @@ class VideoLLM(ABC):
 
     model_types: ClassVar[tuple[str, ...]]
     modality: ClassVar[Literal["video", "image"]] = "video"  # key of mm_encoder_outputs
+    fewest_frames: ClassVar[int] = 1  # that the processor takes; shorter clips repeat their last frame
 
     def __init__(self, model: Any, processor: Any, config: ModelConfig) -> None:  # noqa: ANN401
         self.model = model.requires_grad_(False).eval()
@@ -140,23 +141,38 @@ class VideoLLM(ABC):
             return self._run_tower(inputs, placeholder, fps).to(self.device, self.dtype)
 
     def preprocess(self, frames: NDArray[np.uint8], fps: float) -> tuple[Mapping[str, Any], str]:
-        """The processor's output for one clip, and the text that stands for the clip in a prompt."""
+        """The processor's output for one clip, and the text that stands for the clip in a prompt.
+
+        Raises:
+            BadItem: As :meth:`watch`, or a clip that the processor refuses, e.g. for its shape.
+        """
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
             raise BadItem(f"frames of shape {frames.shape} and type {frames.dtype}: give (T, H, W, 3) uint8, T >= 1")
         if not fps > 0:
             raise BadItem(f"fps is {fps}: give the frames per second of the sampled frames, a positive number")
-        count = frames.shape[0]
-        inputs = self.processor(
-            text=[self.processor.video_token],
-            videos=[frames],
-            video_metadata=[{"total_num_frames": count, "fps": fps, "frames_indices": list(range(count))}],
-            do_sample_frames=False,
-            input_data_format="channels_last",
-            return_metadata=True,
-            return_text_replacement_offsets=True,
-            return_tensors="pt",
-            **self._video_kwargs(),
-        )
+        indices = list(range(frames.shape[0]))
+        lacking = self.fewest_frames - len(indices)
+        if lacking > 0:
+            frames = np.concatenate([frames, frames[-1:].repeat(lacking, axis=0)])
+            indices += lacking * indices[-1:]
+        try:
+            inputs = self.processor(
+                text=[self.processor.video_token],
+                videos=[frames],
+                video_metadata=[{"total_num_frames": len(indices), "fps": fps, "frames_indices": indices}],
+                do_sample_frames=False,
+                input_data_format="channels_last",
+                return_metadata=True,
+                return_text_replacement_offsets=True,
+                return_tensors="pt",
+                **self._video_kwargs(),
+            )
+        except ValueError as error:
+            count, height, width, _ = frames.shape
+            raise BadItem(
+                f"the model's processor refuses {count} frames of {width}x{height} pixels ({error}): "
+                "crop or re-encode the video"
+            ) from error
         return inputs, inputs["text_replacement_offsets"][0][0]["replacement"]
 
     def encode_chat(self, messages: Sequence[Message], clips: Sequence[VideoFeatures]) -> Encoded:

@@ -2,9 +2,13 @@
 
 from importlib.resources import files
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
 from transformers.utils.logging import disable_progress_bar
 
 from cacovid.config import ModelConfig
@@ -23,31 +27,83 @@ FAMILIES: dict[str, type[VideoLLM]] = {
     for model_type in family.model_types
 }
 
+# What transformers raises for files that are missing, damaged or of another version.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    ImportError,
+    RuntimeError,
+    SafetensorError,
+    UnpicklingError,
+    StrictDataclassError,
+)
+
 
 def load_video_llm(config: ModelConfig) -> VideoLLM:
-    """Load the Video-LLM of ``config`` frozen, on its device, in its dtype.
+    """Load the Video-LLM of ``config`` frozen, on its device, in its dtype. Code in a repository is never run.
 
     Raises:
-        UserError: Nothing can be loaded from ``config.path``, or its model type has no adapter, or the
-            device or attention kernel asked for is not there.
+        UserError: Nothing can be loaded from ``config.path``, or parameters are missing there, or its model
+            type has no adapter, or the device or attention kernel asked for is not there.
     """
     path = resolve_path(config.path)
-    family = FAMILIES[family_of(path, config)]
+    family, settings = read_config(path, config)
     device = resolve_device(config.device)
     disable_progress_bar()  # the command line draws its own
+    processor = load_processor(path, config)
+    model = _load_model(path, config, settings, resolve_dtype(config.dtype, device))
     try:
-        processor = AutoProcessor.from_pretrained(path, revision=config.revision)
-        model = AutoModelForImageTextToText.from_pretrained(
-            path,
-            revision=config.revision,
-            dtype=resolve_dtype(config.dtype, device),
-            attn_implementation=config.attention,
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"cannot load the model {config.path!r}: {_first_line(error)}") from error
+        return family(model.to(device), processor, config)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"model {config.path!r} does not fit {device}: {_reason(error)}; `cacovid plan` says which GPUs hold it"
+        ) from error
+
+
+def load_processor(path: str, config: ModelConfig) -> Any:  # noqa: ANN401 - transformers has no types
+    """The processor of a folder or hub id, with its chat template.
+
+    Raises:
+        UserError: A part of it is missing or damaged.
+    """
+    try:
+        processor = AutoProcessor.from_pretrained(path, revision=config.revision, trust_remote_code=False)
+    except UNREADABLE as error:
+        raise UserError(
+            f"cannot load the processor of {config.path!r}: {_reason(error)}. "
+            "Give a whole folder as save_pretrained writes it: with tokenizer, processor and chat template"
+        ) from error
     if processor.chat_template is None:
         raise UserError(f"model {config.path!r} has no chat template: add chat_template.jinja to its folder")
-    return family(model.to(device), processor, config)
+    return processor
+
+
+def _load_model(path: str, config: ModelConfig, settings: Any, dtype: torch.dtype) -> Any:  # noqa: ANN401
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            path,
+            config=settings,
+            revision=config.revision,
+            dtype=dtype,
+            attn_implementation=config.attention,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, all at once
+        )
+    except ImportError as error:
+        raise UserError(f"model.attention={config.attention!r}: {_reason(error)}; use 'sdpa'") from error
+    except UNREADABLE as error:
+        raise UserError(f"cannot load the model {config.path!r}: {_reason(error)}") from error
+    # transformers fills such parameters with random numbers and goes on.
+    wrong = sorted([*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])])
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise UserError(
+            f"the weights of {config.path!r} do not fit its config.json: {wrong[0]}{more} missing or of another "
+            "shape; download the model again"
+        )
+    return model
 
 
 def resolve_path(path: str) -> str:
@@ -86,6 +142,8 @@ def resolve_device(name: str) -> torch.device:
         raise UserError(f"model.device={name!r} is no torch device: use 'auto', 'cpu' or 'cuda:0'") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"model.device={name!r}, but torch sees no GPU: use 'auto' or 'cpu'")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"model.device={name!r}, but torch sees {torch.cuda.device_count()} GPUs: use 'auto'")
     return device
 
 
@@ -97,29 +155,40 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-def family_of(path: str, config: ModelConfig) -> str:
-    """The model type of a folder or hub id, one of :data:`FAMILIES`.
+def read_config(path: str, config: ModelConfig) -> tuple[type[VideoLLM], Any]:
+    """The adapter for a folder or hub id, and its transformers configuration.
 
     Raises:
-        UserError: No configuration can be read there, or its type has no adapter.
+        UserError: No configuration can be read there, its type has no adapter, or its weights are quantised.
     """
     try:
-        model_type: str = AutoConfig.from_pretrained(path, revision=config.revision).model_type
-    except OSError as error:
+        found = dict(PreTrainedConfig.get_config_dict(path, revision=config.revision)[0])
+        family = FAMILIES.get(found.get("model_type", ""))
+        settings = family and AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=False)
+    except UNREADABLE as error:
         raise UserError(
-            f"cannot read the configuration of {config.path!r}: {_first_line(error)} "
+            f"cannot read the configuration of {config.path!r}: {_reason(error)}. "
             "Give 'embedded', a folder with config.json, or a hub id that can be reached or is in the local cache"
         ) from error
-    except ValueError as error:  # a model type that transformers does not know either
-        raise UserError(f"{config.path!r}: {_first_line(error)} {_known_types()}") from error
-    if model_type not in FAMILIES:
-        raise UserError(f"model type {model_type!r} of {config.path!r} has no adapter. {_known_types()}")
-    return model_type
+    if family is None:
+        raise UserError(f"model type {found.get('model_type')!r} of {config.path!r} has no adapter. {_remedy(found)}")
+    if found.get("quantization_config"):
+        raise UserError(
+            f"the weights of {config.path!r} are quantised, which is not supported: give the model they were made from"
+        )
+    return family, settings
 
 
-def _known_types() -> str:
-    return f"Known: {', '.join(sorted(FAMILIES))}; docs/new-backbone.md shows how to add one"
+def _remedy(found: dict[str, Any]) -> str:
+    """What to do about a configuration without adapter."""
+    known = f"Known: {', '.join(sorted(FAMILIES))}; docs/new-backbone.md shows how to add one"
+    if "auto_map" not in found:
+        return known
+    return f"Its own model code is never run: give its version for transformers (often named '...-hf'). {known}"
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
+def _reason(error: BaseException) -> str:
+    """The first line of what a library says, without its final stop."""
+    if isinstance(error, UnpicklingError):
+        return "a file holds more than plain tensors, take a version with safetensors"
+    return str(error).strip().partition("\n")[0].rstrip(" .:")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from cacovid.models.adapter import VideoLLM
@@ -22,8 +23,16 @@ class Qwen25VL(VideoLLM):
     model_types = ("qwen2_5_vl",)
 
     def _video_kwargs(self) -> dict[str, Any]:
-        """Qwen's own cap on pixels per frame, where this transformers still leaves it to the caller."""
-        return {"cap_pixels_per_frame": True} if hasattr(self.processor.video_processor, "cap_pixels_per_frame") else {}
+        """Qwen's own limits on pixels (qwen-vl-utils), where this transformers leaves them to the caller.
+
+        Published Qwen2.5-VL repositories state limits for images alone. transformers takes these for videos
+        too: frames of twenty times the pixels that the model was trained on.
+        """
+        videos, images = self.processor.video_processor, self.processor.image_processor
+        kwargs: dict[str, Any] = {"cap_pixels_per_frame": True} if hasattr(videos, "cap_pixels_per_frame") else {}
+        if isinstance(videos, Qwen2VLVideoProcessor) and videos.size == images.size:
+            kwargs["size"] = Qwen2VLVideoProcessor.size
+        return kwargs
 
     def _run_tower(self, inputs: Mapping[str, Any], placeholder: str, fps: float) -> VideoFeatures:
         pixels = inputs["pixel_values_videos"].to(self.device, self.dtype)
@@ -65,6 +74,7 @@ class Qwen3VL(Qwen25VL):
     """``qwen3_vl``: a timestamp and markers around every temporal step; tower levels for the first layers."""
 
     model_types = ("qwen3_vl",)
+    fewest_frames = 2
 
     def _deepstack(self, output: Any) -> tuple[Tensor, ...]:  # noqa: ANN401
         return tuple(level[0] for level in output.deepstack_features)

@@ -30,6 +30,7 @@ class VideoShape(Section):
     patches_per_token: int = Field(0, ge=0, description="vision patches of one token, where dynamic")
     min_pixels: int = Field(0, ge=0, description="smallest frame after resizing, where dynamic")
     max_pixels: int = Field(0, ge=0, description="largest frame after resizing, where dynamic")
+    max_clip_pixels: int = Field(0, ge=0, description="most pixels of all frames together, where dynamic")
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -43,7 +44,8 @@ class VideoShape(Section):
         if self.grid is not None:
             return TokenGrid(steps, *self.grid)
         side = self.pixels_per_token
-        rows, columns = smart_resize(height, width, side, self.min_pixels, self.max_pixels)
+        most = max(self.min_pixels, min(self.max_pixels, self.max_clip_pixels // frames))
+        rows, columns = smart_resize(height, width, side, self.min_pixels, most)
         return TokenGrid(steps, rows // side, columns // side)
 
     def patches(self, grid: TokenGrid) -> int:

@@ -3,10 +3,9 @@
 from math import isqrt
 
 import numpy as np
-from transformers import AutoConfig, AutoProcessor
 
 from cacovid.config import ModelConfig
-from cacovid.models.loading import FAMILIES, family_of, resolve_path
+from cacovid.models.loading import load_processor, read_config, resolve_path
 from cacovid.planning.backbone import Model, VideoShape, meta_model
 
 
@@ -14,12 +13,12 @@ def local_shapes(config: ModelConfig, width: int, height: int) -> tuple[Model, V
     """The model on ``meta``, and what its own processor makes of frames of ``width`` x ``height`` pixels.
 
     Raises:
-        UserError: No configuration there, or a model type without adapter.
+        UserError: No configuration or processor there, or a model type without adapter.
     """
     path = resolve_path(config.path)
-    family = FAMILIES[family_of(path, config)]
-    model = meta_model(AutoConfig.from_pretrained(path, revision=config.revision))
-    llm = family(model, AutoProcessor.from_pretrained(path, revision=config.revision), config)
+    family, settings = read_config(path, config)
+    model = meta_model(settings)
+    llm = family(model, load_processor(path, config), config)
     frames = np.zeros((config.num_frames, height, width, 3), np.uint8)
     inputs, placeholder = llm.preprocess(frames, fps=1.0)
     ids = llm.processor.tokenizer(placeholder, add_special_tokens=False)["input_ids"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cacovid.config import TrainConfig
+from cacovid.config import SamplingConfig, TrainConfig
 from cacovid.planning.backbone import Model, VideoShape, known_backbones
 from cacovid.planning.counts import (
     PolicyCost,
@@ -21,6 +21,7 @@ from cacovid.planning.counts import (
 from cacovid.planning.gpus import CONTEXT_BYTES, GPUS, Fit, fit
 from cacovid.planning.local import local_shapes
 from cacovid.records import TokenGrid
+from cacovid.sampling.rates import tokens_at
 
 PROMPT_TEXT = 96  # columns of a question with options and chat markers, beside those of each step
 MOST_LEARNERS = 64
@@ -66,13 +67,13 @@ class Plan:
 
     grid: TokenGrid
     text: int  # Lt
-    kept: int  # k of the largest rollout batch
+    kept: int  # k of a rollout batch: the largest choice, or by the first rate where it adapts
     replica: ReplicaPlan
     policy: PolicyCost
     learner: LearnerPlan
     rollout_flops: int  # one training step, all actors
     learning_flops: int  # one training step, all learners
-    replay_items: int  # questions that the replay's byte bound holds
+    replay_items: int  # questions that the replay buffer holds; 0: no replay
     fits: tuple[Fit, ...]
 
     @property
@@ -95,8 +96,8 @@ def make_plan(config: TrainConfig, width: int = 640, height: int = 360) -> Plan:
         model, video = local_shapes(config.model, width, height)
     grid = video.token_grid(config.model.num_frames, width, height)
     text = PROMPT_TEXT + grid.frames * video.text_per_step
-    per_frame = max(config.sampling.tokens_per_frame or (round(config.sampling.rate * grid.per_frame), 1))
-    kept = per_frame * grid.frames
+    sampling = config.sampling
+    kept = max(sampling.tokens_per_frame or (tokens_at(sampling.rate, grid),)) * grid.frames
     replica = _replica(config, video, model, grid, text, kept)
     learns_in = torch.float32 if config.learners.bf16 == "off" else torch.bfloat16
     policy = policy_cost(config.policy, model, grid, text, learns_in)
@@ -111,7 +112,7 @@ def make_plan(config: TrainConfig, width: int = 640, height: int = 360) -> Plan:
         learner=learner,
         rollout_flops=rollout,
         learning_flops=learning,
-        replay_items=min(config.objective.replay_items, config.objective.replay_bytes // replica.item_bytes),
+        replay_items=_replay_items(config, replica),
         fits=tuple(fit(gpu, _actor_bytes(replica, policy), learner.total_bytes()) for gpu in GPUS),
     )
 
@@ -127,7 +128,7 @@ def _replica(
     parameters = parameter_counts(model)
     size = 4 if config.model.dtype == "float32" else 2  # a GPU's 'auto' is bfloat16
     decoder, vision = model.get_decoder().config, model.config.vision_config
-    length = text + kept
+    length = text + _most_kept(config.sampling, grid, kept)
     rows = max(length, min(config.model.max_batch_tokens, config.sampling.group * length))
     prompts = rows // length
     tower_rows = video.patches(grid) * grid.frames
@@ -140,12 +141,20 @@ def _replica(
         encode_flops=tower_flops(model, video, grid),
         encode_bytes=layer_bytes(tower_rows, vision.hidden_size, vision.intermediate_size, size),
         full_flops=prefill_flops(model, grid.tokens + text),
-        kept_flops=prefill_flops(model, length),
+        kept_flops=prefill_flops(model, text + kept),
         scoring_bytes=layer_bytes(rows, decoder.hidden_size, decoder.intermediate_size, size)
         + 2 * prompts * decoder.vocab_size * 4,
         cache_bytes=generating * (length + config.model.max_new_tokens) * per_token,
         item_bytes=(grid.tokens + text) * decoder.hidden_size * size,
     )
+
+
+def _most_kept(sampling: SamplingConfig, grid: TokenGrid, kept: int) -> int:
+    """k after as many doublings as the adaptive rate may make (paper): what memory must be there for."""
+    if sampling.tokens_per_frame:
+        return kept
+    rate = min(sampling.rate * 2 ** (sampling.inner_iterations - 1), max(sampling.rate, sampling.rate_max))
+    return tokens_at(rate, grid) * grid.frames
 
 
 def _learner(config: TrainConfig, policy: PolicyCost, length: int) -> LearnerPlan:
@@ -166,13 +175,18 @@ def _step_flops(config: TrainConfig, replica: ReplicaPlan, policy: PolicyCost) -
     """Operations of one training step: (rollouts, learning). A backward pass counts twice its forward."""
     combinations = config.sampling.group * config.sampling.inner_iterations
     item = replica.encode_flops + policy.forward_flops + combinations * replica.kept_flops
-    objective = config.objective
-    replayed = objective.kind == "credit" and objective.replay_bytes > 0 and objective.replay_items > 0
-    if replayed:
-        prompts = objective.replay_updates * objective.replay_batch
+    if _replay_items(config, replica):
+        prompts = config.objective.replay_updates * config.objective.replay_batch
     else:
         prompts = config.run.items_per_step * config.sampling.inner_iterations
     return config.run.items_per_step * item, 3 * prompts * policy.forward_flops
+
+
+def _replay_items(config: TrainConfig, replica: ReplicaPlan) -> int:
+    objective = config.objective
+    if objective.kind != "credit":
+        return 0
+    return min(objective.replay_items, objective.replay_bytes // replica.item_bytes)
 
 
 def _actor_bytes(replica: ReplicaPlan, policy: PolicyCost) -> int:

@@ -53,6 +53,7 @@ def _costs(settings: "TrainConfig", made: "Plan") -> "Table":
 
     grid, replica, policy, learner = made.grid, made.replica, made.policy, made.learner
     copied = f", {_short(policy.pretrained)} copied from the model" if policy.pretrained else ""
+    replay = f"; replay holds {made.replay_items} items" if made.replay_items else ""
     table = Table(title=settings.model.path, show_header=False)
     rows = [
         ("video tokens", f"{grid.tokens:,} = {grid.frames} steps x {grid.rows}x{grid.columns}; text {made.text}"),
@@ -61,7 +62,7 @@ def _costs(settings: "TrainConfig", made: "Plan") -> "Table":
         ("encode one clip", _operations(replica.encode_flops)),
         ("prefill, all tokens", _operations(replica.full_flops)),
         (f"prefill, {made.kept} tokens", _operations(replica.kept_flops)),
-        ("embeddings of one item", f"{_short(replica.item_bytes)}B; replay holds {made.replay_items} items"),
+        ("embeddings of one item", f"{_short(replica.item_bytes)}B{replay}"),
         (
             f"policy '{settings.policy.kind}'",
             f"{_short(policy.parameters)} parameters{copied}",

@@ -1,35 +1,35 @@
 """Numerical proof of the adapters: every family, tiny random models, against the untouched model.
 
-The slow reference never touches the adapter's packing: pixels go through the processor and the model's own
-tower, all columns stay, and a 4-D attention mask hides the dropped ones.
-
 Shape legend: G combinations, k retained of N video tokens, L prompt columns, V vocabulary.
 """
-
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from cacovid.config import ModelConfig, PolicyConfig
+from cacovid.config import ModelConfig, PolicyConfig, TrainConfig
 from cacovid.errors import BadItem, UserError
-from cacovid.models.adapter import VideoLLM
-from cacovid.models.encoded import Encoded, VideoFeatures
+from cacovid.model_policy import policy_for
+from cacovid.models.encoded import VideoFeatures
 from cacovid.models.loading import load_video_llm
 from cacovid.policy.batch import collate
-from cacovid.policy.build import build_policy
-from cacovid.policy.decoder_layer import NonCausalLayer
 from cacovid.records import TokenGrid
-from cacovid.seeding import generator
+from tests.reference_model import (
+    FLOAT32,
+    FPS,
+    FRAMES,
+    PROMPT,
+    Subject,
+    greedy_without_cache,
+    hidden_columns,
+    random_frames,
+    random_keep,
+    reference_logits,
+    tiny_subject,
+    turn,
+)
 from tests.tiny_models import BUILDERS, save_tiny_model
 
-PROMPT = "what is the colour of the circle?\nA. red\nB. blue\nC. green"
-FRAMES, FPS = 8, 2.0
-# Greatest difference of float32 logits (magnitude 1.5) by another order of summation; 1e-6 was seen.
-FLOAT32 = 1e-5
 # The same in bfloat16 (8 significant bits), relative to the largest logit; 0.009 was seen.
 BFLOAT16_RELATIVE = 0.02
 GRIDS = {
@@ -43,100 +43,9 @@ GRIDS = {
 }
 
 
-@dataclass
-class Subject:
-    """A loaded tiny model, its folder and one encoded clip."""
-
-    folder: Any
-    llm: VideoLLM
-    frames: np.ndarray
-    clip: VideoFeatures
-    encoded: Encoded
-
-    @property
-    def tokens(self) -> int:
-        return self.encoded.grid.tokens
-
-    def raw(self, messages: list[Any] | None = None, videos: list[np.ndarray] | None = None) -> dict[str, Any]:
-        """The processor's own output for a chat, ready for the untouched model."""
-        videos = [self.frames] if videos is None else videos
-        text = self.llm.processor.apply_chat_template(messages or [turn()], add_generation_prompt=True, tokenize=False)
-        given: dict[str, Any] = {}
-        if videos:
-            given["videos"] = videos
-            given["video_metadata"] = [
-                {"total_num_frames": len(video), "fps": FPS, "frames_indices": list(range(len(video)))}
-                for video in videos
-            ]
-            given |= {"do_sample_frames": False, **self.llm._video_kwargs()}
-        inputs = self.llm.processor(text=text, return_tensors="pt", **given)
-        return {name: value for name, value in inputs.items() if name != "video_metadata"}
-
-
 @pytest.fixture(scope="module", params=sorted(BUILDERS))
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    folder = save_tiny_model(request.param, tmp_path_factory.mktemp(request.param))
-    llm = load_video_llm(ModelConfig(path=str(folder), device="cpu"))
-    frames = random_frames(0)
-    clip = llm.watch(frames, fps=FPS)
-    return Subject(folder, llm, frames, clip, llm.encode(frames, PROMPT, fps=FPS, features=clip))
-
-
-def random_frames(seed: int, count: int = FRAMES) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, 48, 48, 3), dtype=np.uint8)
-
-
-def turn(text: str = PROMPT, video: bool = True) -> dict[str, Any]:
-    content = [{"type": "video"}] if video else []
-    return {"role": "user", "content": [*content, {"type": "text", "text": text}]}
-
-
-def random_keep(tokens: int, share: float, group: int, seed: int = 0) -> Tensor:
-    """(G, k) distinct random subsets, ascending."""
-    draws = torch.rand(group, tokens, generator=generator("keep", seed, tokens))
-    return draws.topk(max(1, int(share * tokens)), dim=1).indices.sort(dim=1).values
-
-
-@torch.no_grad()
-def reference_logits(llm: VideoLLM, raw: dict[str, Any], hidden: Tensor, new: list[int]) -> Tensor:
-    """(V,) last logits of the untouched model after ``new`` tokens, columns ``hidden`` seen by nobody else."""
-    raw = dict(raw)
-    more = torch.tensor([new], dtype=torch.long)
-    raw["input_ids"] = torch.cat([raw["input_ids"], more], dim=1)
-    if "mm_token_type_ids" in raw:
-        raw["mm_token_type_ids"] = torch.cat([raw["mm_token_type_ids"], torch.zeros_like(more)], dim=1)
-    raw.pop("attention_mask", None)
-    length = raw["input_ids"].shape[1]
-    if hasattr(llm.model.model, "get_rope_index"):
-        raw["position_ids"] = llm.model.model.get_rope_index(**raw)[0]
-    else:
-        raw["position_ids"] = torch.arange(length).unsqueeze(0)
-    visible = torch.ones(length, length, dtype=torch.bool).tril()
-    visible[:, hidden] = False
-    visible.fill_diagonal_(True)  # a hidden column still sees itself, which nobody notices
-    lowest = torch.finfo(llm.dtype).min
-    raw["attention_mask"] = torch.zeros(1, 1, length, length, dtype=llm.dtype).masked_fill(~visible, lowest)
-    floats = {name: value.to(llm.dtype) for name, value in raw.items() if torch.is_floating_point(value)}
-    return llm.model(**raw | floats, use_cache=False).logits[0, -1].float()
-
-
-@torch.no_grad()
-def greedy_without_cache(llm: VideoLLM, prompt: dict[str, Any], count: int) -> list[list[int]]:
-    """``count`` tokens for every row of a packed prompt, the whole sequence read again for each."""
-    start = prompt["input_ids"].shape[1]
-    for _ in range(count):
-        new = llm.model(**prompt, use_cache=False).logits[:, -1].argmax(dim=-1, keepdim=True)
-        prompt["input_ids"] = torch.cat([prompt["input_ids"], new], dim=1)
-        prompt["attention_mask"] = torch.ones_like(prompt["input_ids"])
-        following = prompt["position_ids"][..., -1:] + 1
-        prompt["position_ids"] = torch.cat([prompt["position_ids"], following], dim=-1)
-    return prompt["input_ids"][:, start:].tolist()
-
-
-def hidden_columns(encoded: Encoded, keep: Tensor) -> Tensor:
-    dropped = torch.ones(encoded.grid.tokens, dtype=torch.bool)
-    dropped[keep] = False
-    return encoded.video_columns[dropped]
+    return tiny_subject(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @torch.no_grad()
@@ -181,6 +90,28 @@ def test_generation_goes_on_for_20_tokens_like_the_reference_with_and_without_ca
             expected.append(int(reference_logits(subject.llm, raw, hidden, expected).argmax()))
         assert list(tokens) == expected
         assert slow == expected
+
+
+def test_mrope_keeps_its_text_row_without_gaps(subject: Subject) -> None:
+    """The kernels that take gaps for borders of packed sequences (flash attention) read that row alone."""
+    packed = subject.llm.pack(subject.encoded, random_keep(subject.tokens, 0.1, group=2))["position_ids"]
+    gapped = packed[0] if packed.ndim == 2 else packed[1:, 0].amax(dim=0)
+    assert gapped.diff().max() > 1
+    if packed.ndim == 3:
+        assert torch.equal(packed[0], torch.arange(packed.shape[2]).expand(2, -1))
+
+
+def test_no_forward_pass_reads_more_than_the_allowed_tokens(subject: Subject) -> None:
+    keep = random_keep(subject.tokens, 0.1, group=5)
+    length = subject.encoded.text_length + keep.shape[1]
+    llm = load_video_llm(ModelConfig(path=str(subject.folder), device="cpu", max_batch_tokens=2 * length + 1))
+    sizes: list[int] = []
+    llm.model.register_forward_pre_hook(lambda _, __, given: sizes.append(len(given["input_ids"])), with_kwargs=True)
+    llm.first_logits(subject.encoded, keep)
+    assert sizes == [2, 2, 1]
+    sizes.clear()
+    llm.answer(subject.encoded, keep, max_new_tokens=1)  # its tokens are counted too
+    assert sizes == [1, 1, 1, 1, 1]
 
 
 def test_batches_are_split_without_changing_the_answers(subject: Subject) -> None:
@@ -295,7 +226,10 @@ def test_policy_input_covers_every_prompt_column_once(subject: Subject) -> None:
     inputs = subject.encoded.policy_input()
     columns = torch.cat([inputs.video_columns, inputs.text_columns]).sort().values
     assert torch.equal(columns, torch.arange(subject.encoded.length))
-    assert inputs.position_ids.shape == (3 if "qwen" in subject.llm.kind else 1, subject.encoded.length)
+    raw, model = subject.raw(), subject.llm.model.model
+    plain = torch.arange(subject.encoded.length)[None]
+    rope = model.get_rope_index(**raw)[0][:, 0] if hasattr(model, "get_rope_index") else plain
+    assert torch.equal(inputs.position_ids, rope)
     for slot, row in zip(subject.clip.pinned_slots, subject.clip.pinned, strict=True):
         column = int((subject.encoded.input_ids == subject.llm.placeholder_id).nonzero()[slot])
         assert torch.equal(inputs.text[inputs.text_columns == column][0], row)
@@ -303,8 +237,7 @@ def test_policy_input_covers_every_prompt_column_once(subject: Subject) -> None:
 
 @pytest.mark.parametrize("kind", ["late", "paper"])
 def test_policies_learn_on_every_family(subject: Subject, kind: str) -> None:
-    layer = NonCausalLayer.from_language_model(subject.llm.model.get_decoder())
-    policy = build_policy(PolicyConfig(kind=kind), subject.llm.hidden_size, layer, seed=0)
+    policy = policy_for(subject.llm, TrainConfig(policy=PolicyConfig(kind=kind)))
     with torch.inference_mode():  # as in a rollout; the features must still be fit for learning
         encoded = subject.llm.encode(subject.frames, PROMPT, fps=FPS)
     output = policy(collate([encoded.policy_input()]))

@@ -1,6 +1,7 @@
 """Loading, what it refuses, and the small parts below the adapters."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from cacovid.config import ModelConfig
 from cacovid.errors import UserError
@@ -57,24 +59,80 @@ def test_unreachable_hub_id_says_what_to_give_instead(monkeypatch: pytest.Monkey
     def unreachable(*args: object, **kwargs: object) -> None:
         raise OSError("We couldn't connect to the hub.\nCheckout your internet connection")
 
-    monkeypatch.setattr(AutoConfig, "from_pretrained", unreachable)
+    monkeypatch.setattr(PreTrainedConfig, "get_config_dict", unreachable)
     with pytest.raises(UserError, match=r"'some/model'.*couldn't connect to the hub\. Give 'embedded', a folder"):
         load_video_llm(ModelConfig(path="some/model"))
 
 
-def test_missing_weights_are_one_line(tmp_path: Path) -> None:
-    save_tiny_model("llava_onevision", tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="cannot load the model") as caught:
-        load_video_llm(ModelConfig(path=str(tmp_path)))
+def keep_half_of_the_weights(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    save_file(dict(sorted(state.items())[::2]), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def widen_the_feed_forward_part(folder: Path) -> None:
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    write_config(folder, text_config=text | {"intermediate_size": 64})
+
+
+def pickle_code(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": Path()}, folder / "pytorch_model.bin")
+
+
+def bring_own_code(folder: Path) -> None:
+    write_config(folder, model_type="own_llava", auto_map={"AutoConfig": "configuration_own.OwnConfig"})
+    (folder / "configuration_own.py").write_text("raise SystemExit('the code was run')")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), "cannot load the model"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 99), "cannot load the model"),
+        (pickle_code, "more than plain tensors.*safetensors"),
+        (keep_half_of_the_weights, r"do not fit its config\.json: \S+ and \d+ more missing"),
+        (widen_the_feed_forward_part, r"do not fit its config\.json: \S+mlp\.down_proj\.weight and 8 more"),
+        (lambda folder: (folder / "chat_template.jinja").unlink(), r"add chat_template\.jinja"),
+        (lambda folder: (folder / "processor_config.json").unlink(), "cannot load the processor.*Give a whole folder"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot load the processor.*Give a whole folder"),
+        (lambda folder: (folder / "config.json").write_text("{"), "cannot read the configuration"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "model type None.*Known: internvl"),
+        (lambda folder: write_config(folder, text_config={"hidden_size": "x"}), "cannot read the configuration"),
+        (lambda folder: write_config(folder, quantization_config={"quant_method": "awq"}), "quantised"),
+        (bring_own_code, "'own_llava'.*never run.*'...-hf'.*Known: internvl"),
+    ],
+)
+def test_unusable_folders_are_one_line(tmp_path: Path, folder: Path, change: Any, message: str) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    change(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        load_video_llm(ModelConfig(path=str(tmp_path), device="cpu"))
     assert "\n" not in str(caught.value)
 
 
-def test_missing_chat_template_is_named(tmp_path: Path) -> None:
-    save_tiny_model("llava_onevision", tmp_path)
-    (tmp_path / "chat_template.jinja").unlink()
-    with pytest.raises(UserError, match=r"chat_template\.jinja"):
-        load_video_llm(ModelConfig(path=str(tmp_path)))
+def test_a_missing_attention_kernel_is_named(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.attention='flash_attention_2': .*installed; use 'sdpa'"):
+        load_video_llm(ModelConfig(path=str(folder), device="cpu", attention="flash_attention_2"))
+
+
+def test_weights_of_torchs_own_format_load(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    same = load_video_llm(ModelConfig(path=str(folder), device="cpu")).fingerprint
+    assert load_video_llm(ModelConfig(path=str(tmp_path), device="cpu")).fingerprint == same
+
+
+@pytest.mark.parametrize("family", sorted(BUILDERS))
+def test_tied_embeddings_are_not_taken_for_missing_weights(tmp_path: Path, family: str) -> None:
+    save_tiny_model(family, tmp_path)
+    text = json.loads((tmp_path / "config.json").read_text())["text_config"]
+    write_config(tmp_path, tie_word_embeddings=True, text_config=text | {"tie_word_embeddings": True})
+    state = load_file(tmp_path / "model.safetensors")
+    untied = {name: tensor for name, tensor in state.items() if "lm_head" not in name}
+    save_file(untied, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model = load_video_llm(ModelConfig(path=str(tmp_path), device="cpu")).model
+    assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
 def test_device_and_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +144,11 @@ def test_device_and_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("auto") == torch.device("cpu")
     with pytest.raises(UserError, match="sees no GPU"):
         resolve_device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match="sees 2 GPUs"):
+        resolve_device("cuda:2")
 
 
 def test_model_is_frozen_and_in_eval_mode(folder: Path) -> None:
@@ -138,6 +201,12 @@ def space_tokenizer(*words: str) -> PreTrainedTokenizerFast:
 def test_options_take_the_leading_space_where_the_prompt_ends_without_one() -> None:
     tokenizer = space_tokenizer("▁A", "▁B", "A", "B")
     assert option_token_ids(tokenizer, "ASSISTANT:", ("A", "B")) == [2, 3]
+
+
+def test_options_stand_bare_behind_a_special_token() -> None:
+    tokenizer = space_tokenizer("▁A", "▁B", "A", "B", "<|assistant|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|assistant|>"]})
+    assert option_token_ids(tokenizer, "<|assistant|>", ("A", "B")) == [4, 5]
 
 
 def test_options_without_a_token_are_refused() -> None:

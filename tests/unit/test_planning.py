@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers as hf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cacovid.config import LearnersConfig, ModelConfig, ObjectiveConfig, PolicyConfig, TrainConfig
+from cacovid.config import LearnersConfig, ModelConfig, ObjectiveConfig, PolicyConfig, SamplingConfig, TrainConfig
 from cacovid.config_files import load_config
 from cacovid.errors import UserError
 from cacovid.models.loading import load_video_llm
@@ -17,7 +18,7 @@ from cacovid.planning.backbone import Backbone, known_backbones
 from cacovid.planning.counts import cache_bytes_per_token, parameter_counts, policy_cost, prefill_flops, tower_flops
 from cacovid.planning.gpus import GIB, USABLE, Gpu, fit
 from cacovid.planning.local import local_shapes
-from cacovid.planning.plan import make_plan
+from cacovid.planning.plan import ReplicaPlan, make_plan
 from cacovid.policy.batch import collate
 from cacovid.policy.build import build_policy
 from cacovid.policy.decoder_layer import NonCausalLayer
@@ -58,6 +59,26 @@ def test_steps_count_frames_in_pairs_where_the_model_merges_them() -> None:
     known = known_backbones()
     assert known["Qwen/Qwen2.5-VL-7B-Instruct"].video.token_grid(7, 640, 360).frames == 4
     assert known["llava-hf/llava-onevision-qwen2-7b-ov-hf"].video.token_grid(7, 640, 360).frames == 7
+
+
+@pytest.mark.parametrize(
+    ("frames", "width", "height"), [(8, 640, 360), (31, 1920, 1080), (64, 1920, 1080), (400, 1280, 720), (32, 160, 120)]
+)
+def test_dynamic_grids_are_those_of_qwens_own_processors(frames: int, width: int, height: int) -> None:
+    processors = {
+        "Qwen/Qwen2.5-VL-7B-Instruct": hf.Qwen2VLVideoProcessor(),
+        "Qwen/Qwen3-VL-4B-Instruct": hf.Qwen3VLVideoProcessor(
+            size={"shortest_edge": 4096, "longest_edge": 25_165_824}  # as its repository says
+        ),
+    }
+    for hub, processor in processors.items():
+        side = processor.patch_size * processor.merge_size
+        clip = torch.empty(1, frames, 3, height, width, device="meta")
+        resized = processor.resize(
+            clip, processor.size, processor.resample, factor=side, temporal_factor=2, cap_pixels_per_frame=True
+        )
+        expected = TokenGrid(-(-frames // 2), resized.shape[-2] // side, resized.shape[-1] // side)
+        assert known_backbones()[hub].video.token_grid(frames, width, height) == expected
 
 
 def test_the_papers_token_count() -> None:
@@ -161,6 +182,20 @@ def test_rollouts_and_learning_are_added_up_over_a_step() -> None:
     assert plan.learning_flops == 3 * 4 * 48 * policy.forward_flops
     clipped = make_plan(small_plan_config(objective=ObjectiveConfig(kind="clipped")))
     assert clipped.learning_flops == 3 * 16 * policy.forward_flops
+    assert (plan.replay_items, clipped.replay_items) == (2_000_000_000 // replica.item_bytes, 0)
+
+
+def test_memory_is_there_for_the_largest_rate_that_may_come() -> None:
+    def planned(**sampling: Any) -> ReplicaPlan:
+        clipped = ObjectiveConfig(kind="clipped")
+        return make_plan(small_plan_config(sampling=SamplingConfig(**sampling), objective=clipped)).replica
+
+    adaptive = planned(tokens_per_frame=(), rate=0.02, rate_max=0.12, inner_iterations=5)
+    largest, first = planned(tokens_per_frame=(24,)), planned(tokens_per_frame=(4,))  # 12 and 2 % of 196
+    assert (adaptive.scoring_bytes, adaptive.cache_bytes) == (largest.scoring_bytes, largest.cache_bytes)
+    assert adaptive.kept_flops == first.kept_flops
+    once = planned(tokens_per_frame=(), rate=0.02, inner_iterations=1)
+    assert once.scoring_bytes == first.scoring_bytes < largest.scoring_bytes
 
 
 def test_gpus_hold_what_fits_their_usable_memory() -> None:
@@ -174,6 +209,13 @@ def test_gpus_hold_what_fits_their_usable_memory() -> None:
 def test_a_model_that_cannot_be_read_is_refused() -> None:
     with pytest.raises(UserError, match="does not exist"):
         make_plan(TrainConfig(model=ModelConfig(path="./nowhere")))
+
+
+def test_a_model_without_processor_is_refused(tmp_path: Path) -> None:
+    save_tiny_model("internvl", tmp_path)
+    (tmp_path / "processor_config.json").unlink()
+    with pytest.raises(UserError, match="cannot load the processor"):
+        make_plan(TrainConfig(model=ModelConfig(path=str(tmp_path))))
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
