@@ -102,7 +102,7 @@ def test_regression_is_one_minus_the_relative_error(prediction, answer, value):
 
 @pytest.mark.parametrize(
     ("prediction", "value"),
-    [("stop the red bus", 1), ("stop the blue bus", 0.75), ("go", 0), ("a b c d e f g h i", 0)],
+    [("stop the red bus", 1), ("stop the blue bus", 0.75), ("stop the red", 0.75), ("go", 0), ("a b c d e f g h i", 0)],
 )
 def test_ocr_is_one_minus_the_word_error_rate(prediction, value):
     assert reward("OCR", prediction, "stop the red bus") == Reward(pytest.approx(value), True)
@@ -110,6 +110,7 @@ def test_ocr_is_one_minus_the_word_error_rate(prediction, value):
 
 def test_free_form_is_the_mean_of_three_rouge_f_scores():
     assert reward("free-form", "the cat sat", "the cat sat").value == pytest.approx(1)
+    assert reward("free-form", "jumped twice", "jumping twice").value == pytest.approx(1)  # word stems count
     # rouge-1: 2 of 3 words both ways; rouge-2: 1 of 2; rouge-L: 2 of 3
     assert reward("free-form", "the cat ran", "the cat sat").value == pytest.approx((2 / 3 + 1 / 2 + 2 / 3) / 3)
 
