@@ -18,6 +18,7 @@ from cacovid.config import ModelConfig
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.encoded import Encoded, VideoFeatures
 from cacovid.models.loading import load_video_llm
+from cacovid.records import TokenGrid
 from cacovid.seeding import generator
 from tests.tiny_models import save_tiny_model
 
@@ -25,6 +26,16 @@ PROMPT = "what is the colour of the circle?\nA. red\nB. blue\nC. green"
 FRAMES, FPS = 8, 2.0
 # Greatest difference of float32 logits (magnitude 1.5) by another order of summation; 1e-6 was seen.
 FLOAT32 = 1e-5
+# What a family makes of 8 frames of 48x48 pixels, and of 5 frames of 64x36: with dynamic resolution these stay wide.
+GRIDS = {
+    "llava_onevision": (TokenGrid(8, 3, 3), TokenGrid(5, 3, 3)),
+    "llava_next_video": (TokenGrid(8, 3, 3), TokenGrid(5, 3, 3)),
+    "qwen2_5_vl": (TokenGrid(4, 6, 6), TokenGrid(3, 4, 8)),  # two frames to a temporal step
+    "qwen3_vl": (TokenGrid(4, 6, 6), TokenGrid(3, 4, 8)),
+    "smolvlm": (TokenGrid(8, 3, 3), TokenGrid(5, 3, 3)),
+    "internvl": (TokenGrid(8, 3, 3), TokenGrid(5, 3, 3)),
+    "video_llama_3": (TokenGrid(8, 6, 6), TokenGrid(5, 4, 8)),
+}
 
 
 @dataclass

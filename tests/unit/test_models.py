@@ -18,6 +18,7 @@ from tests.reference_model import (
     FLOAT32,
     FPS,
     FRAMES,
+    GRIDS,
     PROMPT,
     Subject,
     greedy_without_cache,
@@ -32,15 +33,6 @@ from tests.tiny_models import BUILDERS, save_tiny_model
 
 # The same in bfloat16 (8 significant bits), relative to the largest logit; 0.009 was seen.
 BFLOAT16_RELATIVE = 0.02
-GRIDS = {
-    "llava_onevision": TokenGrid(8, 3, 3),
-    "llava_next_video": TokenGrid(8, 3, 3),
-    "qwen2_5_vl": TokenGrid(4, 6, 6),  # two frames to a temporal step
-    "qwen3_vl": TokenGrid(4, 6, 6),
-    "smolvlm": TokenGrid(8, 3, 3),
-    "internvl": TokenGrid(8, 3, 3),
-    "video_llama_3": TokenGrid(8, 6, 6),
-}
 
 
 @pytest.fixture(scope="module", params=sorted(BUILDERS))
@@ -51,7 +43,7 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @torch.no_grad()
 def test_prompt_is_the_processors_own(subject: Subject) -> None:
     assert torch.equal(subject.encoded.input_ids, subject.raw()["input_ids"][0])
-    assert subject.encoded.grid == GRIDS[subject.llm.kind]
+    assert subject.encoded.grid == GRIDS[subject.llm.kind][0]
     assert subject.encoded.features.shape == (subject.tokens, subject.llm.hidden_size)
 
 
@@ -205,7 +197,7 @@ def test_tokens_lie_row_by_row_in_the_grid(subject: Subject) -> None:
 
 def test_an_odd_number_of_frames_fills_the_last_temporal_step(subject: Subject) -> None:
     grid = subject.llm.watch(random_frames(2, count=3), fps=FPS).grid
-    expected = GRIDS[subject.llm.kind]
+    expected = GRIDS[subject.llm.kind][0]
     assert grid == expected._replace(frames=-(-3 * expected.frames // FRAMES))
 
 

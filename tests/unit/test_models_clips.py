@@ -9,10 +9,10 @@ from cacovid.config import ModelConfig
 from cacovid.errors import BadItem
 from cacovid.models.loading import load_video_llm
 from cacovid.models.qwen_vl import Qwen25VL
-from cacovid.records import TokenGrid
 from tests.reference_model import (
     FLOAT32,
     FPS,
+    GRIDS,
     PROMPT,
     Subject,
     hidden_columns,
@@ -23,17 +23,6 @@ from tests.reference_model import (
     turn,
 )
 from tests.tiny_models import BUILDERS
-
-# Five frames of 64x36 pixels: families with dynamic resolution keep the shape.
-WIDE_GRIDS = {
-    "llava_onevision": TokenGrid(5, 3, 3),
-    "llava_next_video": TokenGrid(5, 3, 3),
-    "qwen2_5_vl": TokenGrid(3, 4, 8),
-    "qwen3_vl": TokenGrid(3, 4, 8),
-    "smolvlm": TokenGrid(5, 3, 3),
-    "internvl": TokenGrid(5, 3, 3),
-    "video_llama_3": TokenGrid(5, 4, 8),
-}
 
 
 @pytest.fixture(scope="module", params=sorted(BUILDERS))
@@ -53,7 +42,7 @@ def test_a_wide_clip_with_still_frames_equals_the_reference(subject: Subject) ->
     frames = wide_clip()
     encoded = subject.llm.encode(frames, PROMPT, fps=FPS)
     raw = subject.raw(videos=[frames])
-    assert encoded.grid == WIDE_GRIDS[subject.llm.kind]
+    assert encoded.grid == GRIDS[subject.llm.kind][1]
     assert torch.equal(encoded.input_ids, raw["input_ids"][0])
     everything = torch.arange(encoded.grid.tokens).unsqueeze(0)
     untouched = subject.llm.model(**raw).logits[0, -1]
