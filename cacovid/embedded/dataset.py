@@ -31,11 +31,14 @@ def write_dataset(
         The questions in the table's order; their videos are relative to ``folder``.
 
     Raises:
-        UserError: if the folder already holds a table.
+        UserError: if the folder already holds a table or cannot be made.
     """
     if (folder / TABLE).exists():
         raise UserError(f"{folder} already holds {TABLE}: choose another folder or delete it")
-    (folder / VIDEOS).mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / VIDEOS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
     rows = list(map_threads(partial(_write_clip, folder, questions), list(seeds), workers))
     items = [item for of_clip in rows for item in of_clip]
     write_questions(folder / TABLE, items)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from cacovid.config import PolicyConfig, Section, SelectionConfig
@@ -129,7 +129,8 @@ class CompressionPolicy(nn.Module, ABC):
             metadata=metadata or self.metadata,
         )
         state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.state_dict().items()}
-        save_file(state, path / f"{WEIGHTS}.part")
+        # Not save_file: its files are their owner's alone, and a service runs under a user of its own.
+        (path / f"{WEIGHTS}.part").write_bytes(save(state))
         os.replace(path / f"{WEIGHTS}.part", path / WEIGHTS)
         (path / f"{CARD}.part").write_text(json.dumps(card.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
         os.replace(path / f"{CARD}.part", path / CARD)

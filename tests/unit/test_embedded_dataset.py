@@ -75,6 +75,12 @@ def test_an_existing_dataset_is_not_overwritten(dataset):
         write_dataset(dataset, DEVELOPMENT[:1])
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot make the folder .*file/clips: Not a directory"):
+        write_dataset(tmp_path / "file" / "clips", DEVELOPMENT[:1])
+
+
 def test_tokens_index_frames_rows_columns_in_this_order():
     clip = draw_clip(DEVELOPMENT[0])
     one = clip.objects[0]

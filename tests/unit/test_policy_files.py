@@ -32,6 +32,13 @@ def test_a_saved_policy_comes_back_the_same(kind, tmp_path):
     assert sorted(path.name for path in (tmp_path / "policy").iterdir()) == ["policy.json", "policy.safetensors"]
 
 
+def test_weights_are_as_readable_as_any_file(tmp_path):
+    make_policy("late").save_pretrained(tmp_path)
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert (tmp_path / "policy.safetensors").stat().st_mode == plain.stat().st_mode
+
+
 def test_loading_leaves_the_global_generator_alone(tmp_path):
     make_policy("qwen2").save_pretrained(tmp_path)
     before = torch.random.get_rng_state()
