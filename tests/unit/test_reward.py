@@ -42,7 +42,14 @@ def test_option_letter(text, letter):
 
 @pytest.mark.parametrize(
     "prediction",
-    ["B", "<think>Not A, not C.</think><answer>B</answer>", "<answer>(B)", "Answer: B", "<ANSWER> b </ANSWER>"],
+    [
+        "B",
+        "<think>Not A, not C.</think><answer>B</answer>",
+        "<answer>A</answer> No: <answer>B</answer>",
+        "<answer>(B)",
+        "Answer: B",
+        "<ANSWER> b </ANSWER>",
+    ],
 )
 def test_multiple_choice_right(prediction):
     assert reward("multiple choice", prediction, "B") == Reward(1.0, True)

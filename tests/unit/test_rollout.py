@@ -12,6 +12,7 @@ from cacovid.item_reader import ItemReader
 from cacovid.model_policy import policy_for
 from cacovid.records import Mode, RolloutRecord, VideoQuestion
 from cacovid.rollout import RolloutRequest, roll_out
+from cacovid.sampling import adapt_rate
 from cacovid.scoring import score
 
 SAMPLING = SamplingConfig(group=8)
@@ -63,6 +64,16 @@ def test_inner_iterations_draw_anew_from_the_same_logits(reader: ItemReader, ite
     assert set(record.iterations[0].combinations.modes.tolist()) == {Mode.CONTENT, Mode.TOKEN, Mode.FRAME}
 
 
+def test_every_inner_iteration_adapts_the_rate_to_the_rewards_so_far(reader: ItemReader, item: VideoQuestion) -> None:
+    moving = {"halve_above": 1.0, "double_below": 1.0}  # any mean moves the rate
+    sampling = SamplingConfig(group=8, tokens_per_frame=(), inner_iterations=3, rate=0.05, rate_max=0.3, **moving)
+    memory = rolled(reader, item, sampling, tokens=None).iterations
+    rates = [scored.combinations.rate for scored in memory]
+    assert rates[0] == 0.05
+    assert rates[1] != rates[0]
+    assert rates[1:] == [adapt_rate(rates[i - 1], memory[:i], sampling) for i in (1, 2)]
+
+
 def test_evidence_earns_the_reward_and_its_absence_does_not(reader: ItemReader, item: VideoQuestion) -> None:
     encoded = reader.encode(item)
     everything = torch.arange(encoded.grid.tokens)
@@ -72,6 +83,9 @@ def test_evidence_earns_the_reward_and_its_absence_does_not(reader: ItemReader, 
     without = score(reader.video_llm, encoded, item, others[None], 8, "original")
     assert with_evidence.reward.item() == 1
     assert with_evidence.likelihood.item() > 0.5 > without.likelihood.item()
+    logits = reader.video_llm.first_logits(encoded, evidence[None])[0]
+    (right,) = reader.video_llm.option_tokens([item.answer])
+    assert with_evidence.likelihood.item() == pytest.approx(logits.softmax(dim=0)[right].item())  # of all tokens
 
 
 def test_answer_that_is_no_option_sets_the_item_aside(reader: ItemReader, item: VideoQuestion) -> None:
