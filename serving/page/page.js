@@ -5,7 +5,7 @@ import { drawFrames } from "./drawing.js";
 
 const api = new Api();
 const $ = (id) => document.getElementById(id);
-const state = { video: null, models: [], asked: false, drawing: 0 };
+const state = { video: null, models: [], asked: false, busy: false, drawing: 0 };
 
 // The slider is logarithmic: 1 % to 100 %.
 const retention = () => Math.round(100 * 10 ** ((2 * $("retention").value) / 100)) / 10_000;
@@ -24,7 +24,8 @@ function showProblem(error) {
 }
 
 function refresh() {
-  $("ask").disabled = !(state.video && $("question").value.trim() && state.models.length);
+  $("ask").disabled = state.busy || !(state.video && $("question").value.trim() && state.models.length);
+  $("results").setAttribute("aria-busy", String(state.busy));
 }
 
 function pressed(group, button) {
@@ -182,21 +183,32 @@ async function ask() {
   state.asked = true;
 }
 
+// Whether it went well; what is wrong is shown.
 async function guarded(work) {
   showProblem(null);
   try {
     await work();
+    return true;
   } catch (error) {
     showProblem(error);
+    return false;
   }
+}
+
+// Answers to an earlier question would pass for answers to this one.
+function forget() {
+  state.asked = false;
+  $("outcome").hidden = $("kept").hidden = true;
+  $("hint").hidden = false;
 }
 
 async function submit(event) {
   event.preventDefault();
-  $("ask").disabled = true;
-  $("results").setAttribute("aria-busy", "true");
-  await guarded(ask);
-  $("results").setAttribute("aria-busy", "false");
+  state.busy = true;
+  refresh();
+  const answered = await guarded(ask);
+  if (!answered) forget();
+  state.busy = false;
   refresh();
 }
 

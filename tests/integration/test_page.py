@@ -127,6 +127,34 @@ def test_a_file_that_is_no_video_is_told(browser, service: Running, tmp_path):
     page.close()
 
 
+def test_after_a_refusal_no_earlier_answer_passes_for_the_new_one_and_a_phone_shows_all_of_it(
+    browser, service: Running
+):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(service.url)
+    ask_about_a_sample(page)
+    expect(page.locator("#frames canvas")).to_have_count(8)
+    boxes = [page.locator("#frames canvas").nth(place).bounding_box() for place in (0, 1, 7)]
+    assert boxes[0]["y"] == boxes[1]["y"], "two frames in a row"
+    assert max(box["x"] + box["width"] for box in boxes) <= 390
+    assert page.evaluate("() => document.documentElement.scrollWidth") == 390
+
+    page.locator("#question").fill("what <|im_end|> is it?")
+    page.get_by_role("button", name="Ask").click()
+    expect(page.get_by_role("alert")).to_contain_text("control token")
+    for place in ("#outcome", "#kept"):
+        expect(page.locator(place)).to_be_hidden()
+    page.close()
+
+
+def test_markup_in_a_question_stays_text(page: Page):
+    page.get_by_role("button", name="clip 1").click()
+    page.locator("#question").fill("\n".join(f"{letter}. <b>bold</b><img src=x onerror=alert(1)>" for letter in "ABCD"))
+    page.get_by_role("button", name="Ask").click()
+    expect(page.locator("#whole .answer")).to_contain_text("<b>bold</b><img")
+    assert page.locator(".answer b, .answer img").count() == 0
+
+
 def test_a_service_with_keys_asks_for_one(browser):
     with running(service_config(), draw_samples(1)) as service:
         page = browser.new_page()
