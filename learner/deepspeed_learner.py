@@ -13,6 +13,7 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 
 from cacovid.config import TrainConfig
+from cacovid.errors import UserError
 from cacovid.policy.base import CompressionPolicy
 from learner.engine import Placement, PolicyEngine
 from learner.record_cache import RecordCache
@@ -31,7 +32,9 @@ class DeepSpeedLearner(TorchLearner):  # type: ignore[misc]
         self._policy_files = policy_files
         cfg: TrainConfig = self.config.train_config()
         torch.set_num_threads(cfg.learners.threads)
-        cuda = torch.cuda.is_available() and cfg.learners.gpus > 0
+        cuda = cfg.learners.gpus > 0
+        if cuda and not torch.cuda.is_available():
+            raise UserError(f"learners.gpus={cfg.learners.gpus:g}, but torch sees no GPU here: set learners.gpus=0")
         self._torch_device = torch.device("cuda", 0) if cuda else torch.device("cpu")
         # DeepSpeed reads these three, whatever it is told.
         os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"})

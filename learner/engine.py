@@ -3,6 +3,7 @@
 Shape legend: B records of one micro-batch, N video tokens, T frames.
 """
 
+import errno
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cacovid.config import LearnersConfig, ObjectiveConfig, OptimizerConfig
+from cacovid.errors import UserError
 from cacovid.objective.loss import LossOutput, MetricSums, batch_loss
 from cacovid.objective.schedule import learning_rate_multiplier
 from cacovid.policy.base import CompressionPolicy, PolicyOutput
@@ -168,9 +170,28 @@ class PolicyEngine:
             return {name: value.detach().float().cpu().clone() for name, value in self.policy.state_dict().items()}
 
     def save(self, folder: Path, tag: str) -> None:
-        """DeepSpeed's own checkpoint (weights, optimiser, partitions). Every learner must call this."""
-        self.engine.save_checkpoint(str(folder), tag=tag)
+        """DeepSpeed's own checkpoint (weights, optimiser, partitions). Every learner must call this.
+
+        Raises:
+            OSError: The files could not be written.
+        """
+        try:
+            self.engine.save_checkpoint(str(folder), tag=tag)
+        except RuntimeError as error:
+            if "inline_container" not in str(
+                error
+            ):  # the source file of torch's writer: all that it says of a full disk
+                raise
+            raise OSError(
+                errno.EIO, "torch could not write a whole file, as where the disk is full", str(folder)
+            ) from error
 
     def load(self, folder: Path, tag: str) -> None:
-        """Restore what :meth:`save` wrote under the same number of learners and ZeRO stage."""
-        self.engine.load_checkpoint(str(folder), tag=tag)
+        """Restore what :meth:`save` wrote under the same number of learners and ZeRO stage.
+
+        Raises:
+            UserError: There is no such checkpoint (DeepSpeed itself would go on with the weights it has).
+        """
+        found, _ = self.engine.load_checkpoint(str(folder), tag=tag)
+        if found is None:
+            raise UserError(f"{folder} holds no complete checkpoint of the learner: restore an earlier one")

@@ -21,6 +21,7 @@ from learner.deepspeed_learner import DeepSpeedLearner, PolicyFiles
 from learner.training_data import RecordData
 
 META = "learners.json"
+DEATH_NOTICE_SECONDS = 5.0  # from a peer's failed collective call to Ray's word that a learner died
 
 
 def free_port() -> int:
@@ -28,6 +29,15 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
+
+
+def _raise_death(calls: Sequence[ray.ObjectRef]) -> None:
+    """Raise the RayActorError among ``calls``, if there is one or soon will be."""
+    for call in ray.wait(calls, num_returns=len(calls), timeout=DEATH_NOTICE_SECONDS)[0]:
+        try:
+            ray.get(call)
+        except ray.exceptions.RayTaskError:
+            continue
 
 
 class _LearnerActor(DeepSpeedLearner):
@@ -51,7 +61,11 @@ class DeepSpeedLearnerGroup(LearnerGroup):  # type: ignore[misc]
         self._learner: DeepSpeedLearner | None = None
         self._workers: list[Any] = []
         if self.is_remote:
-            self._start_actors(policy_files)
+            try:
+                self._start_actors(policy_files)
+            except BaseException:
+                self.shutdown()
+                raise
         else:
             self._learner = DeepSpeedLearner(config=self.config, module_spec=module_spec)
             self._learner.connect(0, 1, "127.0.0.1", free_port(), policy_files)
@@ -63,22 +77,39 @@ class DeepSpeedLearnerGroup(LearnerGroup):  # type: ignore[misc]
         self._workers = [
             actor.remote(config=self.config, module_spec=self._module_spec) for _ in range(cfg.learners.count)
         ]
-        master, port = ray.get(self._workers[0].rendezvous.remote())
-        files = ray.put(policy_files)
-        count = len(self._workers)
-        ray.get([worker.connect.remote(rank, count, master, port, files) for rank, worker in enumerate(self._workers)])
-        ray.get([worker.build.remote() for worker in self._workers])
+        try:
+            places = ray.get([w.rendezvous.remote() for w in self._workers], timeout=cfg.run.start_timeout_s)
+        except ray.exceptions.GetTimeoutError as error:
+            raise UserError(
+                f"the cluster had no room for {cfg.learners.count} learners of {cfg.learners.cpus:g} CPUs and "
+                f"{cfg.learners.gpus:g} GPUs within {cfg.run.start_timeout_s:.0f} s: lower learners.count, "
+                "enlarge the cluster or raise run.start_timeout_s"
+            ) from error
+        files, count = ray.put(policy_files), len(self._workers)
+        self._call("connect", [(rank, count, *places[0], files) for rank in range(count)])
+        self._call("build")
 
     def __len__(self) -> int:
         return max(1, len(self._workers))
 
     def _call(self, method: str, arguments: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
-        """Call ``method`` on every learner at once; each learner's own arguments, in rank order."""
+        """Call ``method`` on every learner at once; each learner's own arguments, in rank order.
+
+        Raises:
+            RayActorError: A learner died, even where another one's broken collective call came in first.
+            UserError, OSError: As a learner raised it.
+        """
         arguments = arguments or [()] * len(self)
         if self._learner is not None:
             return [getattr(self._learner, method)(*arguments[0])]
         calls = [getattr(w, method).remote(*given) for w, given in zip(self._workers, arguments, strict=True)]
-        return list(ray.get(calls))
+        try:
+            return list(ray.get(calls))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError | OSError):
+                raise error.cause from error
+            _raise_death(calls)
+            raise
 
     def update(self, *, training_data: RecordData, **kwargs: Any) -> list[dict[str, float]]:  # noqa: ANN401
         """One optimiser step over all learners; every entry of the list holds the same metrics."""
