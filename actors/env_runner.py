@@ -11,20 +11,22 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import gymnasium
-import ray
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env import INPUT_ENV_SPACES
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
 
-from actors.task import EncodeTask, RolloutTask, SetAside, TaskResult
+from actors.task import EncodeTask, EvaluateTask, PublishedWeights, RolloutTask, SetAside, Task, TaskResult
 from cacovid.config import TrainConfig
 from cacovid.errors import BadItem
+from cacovid.evaluation.evaluate import evaluate
+from cacovid.evaluation.methods import PolicyMethod
+from cacovid.evaluation.result import EvaluationResult
 from cacovid.item_reader import ItemReader
 from cacovid.model_policy import policy_for
 from cacovid.policy.base import CompressionPolicy
-from cacovid.records import RolloutRecord, VideoQuestion
+from cacovid.records import PolicyInput, RolloutRecord, VideoQuestion
 from cacovid.rollout import RolloutRequest, roll_out
 
 Space: TypeAlias = gymnasium.Space[Any]
@@ -32,64 +34,78 @@ DUMMY_SPACE: Space = gymnasium.spaces.Discrete(1)
 
 
 class RolloutEnvRunner(EnvRunner, Checkpointable):  # type: ignore[misc]
-    """Holds one replica and the newest policy weights; scores the combinations of its tasks.
+    """Holds one replica and the weights last used; scores the combinations of its tasks.
 
-    Everything is loaded at the first task, so that a driver's local runner costs nothing unless used.
+    Nothing is loaded before :meth:`load` or the first task: a constructor that fails would end the actor
+    and lose the reason.
     """
 
     def __init__(self, *, config: Any, **kwargs: Any) -> None:  # noqa: ANN401 - RLlib's signature
         super().__init__(config=config, **kwargs)
         self.train_config: TrainConfig = config.train_config()
-        self.cache_dir: str | None = config.cache_dir
         self._reader: ItemReader | None = None
         self._policy: CompressionPolicy | None = None
-        self._policy_version: int | None = None
+        self._weights_id: str | None = None
         if self.worker_index:
             torch.set_num_threads(self.train_config.actors.threads)
-            self._load()
 
-    def _load(self) -> tuple[ItemReader, CompressionPolicy]:
+    def load(self) -> str | None:
+        """Load the replica; returns the traceback where that fails (an exception would end the actor)."""
+        try:
+            self._loaded()
+        except Exception:  # noqa: BLE001 - see above; the driver decides
+            return traceback.format_exc()
+        return None
+
+    def _loaded(self) -> tuple[ItemReader, CompressionPolicy]:
         if self._reader is None or self._policy is None:
             cfg = self.train_config
-            self._reader = ItemReader.load(cfg.model, cfg.data, Path(self.cache_dir) if self.cache_dir else None)
-            video_llm = self._reader.video_llm
-            self._policy = policy_for(video_llm, cfg).to(video_llm.device).eval()
+            cache = Path(cfg.data.cache_dir) if cfg.data.cache_dir else None
+            reader = ItemReader.load(cfg.model, cfg.data, cache)
+            self._policy = policy_for(reader.video_llm, cfg).to(reader.video_llm.device).eval()
+            self._reader = reader
         return self._reader, self._policy
 
-    def sample(self, task: RolloutTask | EncodeTask | None = None, **kwargs: Any) -> TaskResult:  # noqa: ANN401
-        """Roll out one task. Bad items are set aside; any other failure comes back in ``error``."""
+    def sample(self, task: Task | None = None, **kwargs: Any) -> TaskResult:  # noqa: ANN401
+        """Work on one task. Bad items are set aside; any other failure comes back in ``error``."""
         if task is None:
             raise ValueError("sample() needs a task: the CPO algorithm hands them out")
-        started = time.perf_counter()
-        reader, policy = self._load()
-        encoded_before = reader.encode_seconds
+        reader, policy = self._loaded()
+        started, encoded_before = time.perf_counter(), reader.encode_seconds
         try:
             outcome = self._run(task, reader, policy)
         except Exception:  # noqa: BLE001 - an exception would end the actor and lose its cause; the driver decides
             outcome = {"error": traceback.format_exc()}
         return TaskResult(
-            key=task.key,
-            worker_index=self.worker_index or 0,
             seconds=time.perf_counter() - started,
             encode_seconds=reader.encode_seconds - encoded_before,
             **outcome,
         )
 
-    def _run(self, task: RolloutTask | EncodeTask, reader: ItemReader, policy: CompressionPolicy) -> dict[str, Any]:
+    def _run(self, task: Task, reader: ItemReader, policy: CompressionPolicy) -> dict[str, Any]:
         aside: list[SetAside] = []
         records: list[RolloutRecord] = []
-        inputs = {}
-        if isinstance(task, RolloutTask):
-            self._use_weights(task, policy)
+        evaluations: list[EvaluationResult] = []
+        inputs: dict[str, PolicyInput] = {}
+        if not isinstance(task, EncodeTask):
+            self._use_weights(task.weights, policy)
         for item in task.items:
             try:
-                if isinstance(task, EncodeTask):
-                    inputs[item.id] = reader.encode(item).policy_input().cpu()
-                else:
-                    records.append(self._roll_out(item, task, reader, policy))
+                match task:
+                    case RolloutTask():
+                        records.append(self._roll_out(item, task, reader, policy))
+                    case EvaluateTask():
+                        evaluations.append(self._evaluate(item, task, reader, policy))
+                    case EncodeTask():
+                        inputs[item.id] = reader.encode(item).policy_input().cpu()
             except BadItem as error:
                 aside.append(SetAside(item, str(error)))
-        return {"records": tuple(records), "inputs": inputs, "set_aside": tuple(aside)}
+        return {
+            "records": tuple(records),
+            "inputs": inputs,
+            "evaluations": tuple(evaluations),
+            "set_aside": tuple(aside),
+        }
 
     def _roll_out(
         self, item: VideoQuestion, task: RolloutTask, reader: ItemReader, policy: CompressionPolicy
@@ -98,19 +114,24 @@ class RolloutEnvRunner(EnvRunner, Checkpointable):  # type: ignore[misc]
         request = RolloutRequest(
             seed=cfg.run.seed,
             step=task.step,
-            policy_version=task.policy_version,
+            policy_version=task.weights.version,
             tokens_per_frame=task.tokens_per_frame,
             max_new_tokens=cfg.model.max_new_tokens,
             positions=cfg.model.positions,
         )
         return roll_out(reader.video_llm, policy, reader.encode(item), item, cfg.sampling, request)
 
-    def _use_weights(self, task: RolloutTask, policy: CompressionPolicy) -> None:
-        """Load the task's weights unless in use; compared by '!=', since a restore may roll them back."""
-        if self._policy_version != task.policy_version:
-            weights = ray.get(task.weights) if isinstance(task.weights, ray.ObjectRef) else task.weights
-            policy.load_state_dict(weights)
-            self._policy_version = task.policy_version
+    def _evaluate(
+        self, item: VideoQuestion, task: EvaluateTask, reader: ItemReader, policy: CompressionPolicy
+    ) -> EvaluationResult:
+        method = PolicyMethod("policy", policy, self.train_config.selection)
+        return evaluate(reader, [method], [item], task.retentions, seed=self.train_config.run.seed)
+
+    def _use_weights(self, weights: PublishedWeights, policy: CompressionPolicy) -> None:
+        """Load the task's weights unless in use."""
+        if self._weights_id != weights.id:
+            policy.load_state_dict(weights.value())
+            self._weights_id = weights.id
 
     def assert_healthy(self) -> None:
         """RLlib calls this on each new actor."""

@@ -75,12 +75,11 @@ def seconds(work: Callable[[], object]) -> float:
 def pooled(algorithm: CPO, steps: range) -> None:
     """Rollouts of ``steps`` through the actors, without the learner."""
     tasks = [
-        RolloutTask(-2 - step, index, algorithm.order.of_step(step)[index : index + 2], 0, algorithm.newest_handle(), 2)
+        RolloutTask(step, algorithm.order.of_step(step)[index : index + 2], algorithm.schedule.newest, 2)
         for step in steps
         for index in range(0, algorithm.train_cfg.run.items_per_step, 2)
     ]
-    algorithm.pool.submit(tasks)
-    algorithm.pool.collect([task.key for task in tasks])
+    algorithm.pool.collect(algorithm.pool.submit(tasks))
 
 
 def main() -> None:
@@ -122,7 +121,7 @@ def _rollouts(console: Console, algorithm: CPO, config: TrainConfig) -> None:
         warm()
     rounds = []
     for _ in range(ROUNDS):
-        algorithm.drain()
+        algorithm.pool.settle()
         alone = seconds(one_process)
         actors = seconds(lambda: pooled(algorithm, steps))
         rounds.append((alone, actors, seconds(system)))

@@ -1,15 +1,17 @@
 """``CPOConfig``: the run's configuration as RLlib users expect it."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
-import ray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from actors.env_runner import DUMMY_SPACE, RolloutEnvRunner
 from cacovid.config import TrainConfig
 from cacovid.config_files import with_overrides
+from cluster.foreign_settings import refuse_foreign_settings
+from cluster.initial_policy import read_policy_files
 from learner.deepspeed_learner import DeepSpeedLearner
 from learner.group import DeepSpeedLearnerGroup
 from learner.module import CompressionModule
@@ -30,9 +32,8 @@ class CPOConfig(AlgorithmConfig):  # type: ignore[misc]
         super().__init__(algo_class=algo_class or CPO)
         self.base = TrainConfig()
         self.overrides: dict[str, Any] = {}
-        self.cache_dir: str | None = None
         self.run_dir: str | None = None
-        self.policy_files: ray.ObjectRef | None = None  # of PolicyFiles, while the algorithm is being set up
+        self.initial_policy: str | None = None  # folder, once the algorithm has made it
         self.env_runner_cls = RolloutEnvRunner
         self.observation_space = DUMMY_SPACE
         self.action_space = DUMMY_SPACE
@@ -67,7 +68,6 @@ class CPOConfig(AlgorithmConfig):  # type: ignore[misc]
         self,
         *,
         overrides: Mapping[str, Any] | None = None,
-        cache_dir: str | None = None,
         run_dir: str | None = None,
         **kwargs: Any,  # noqa: ANN401 - RLlib's own settings
     ) -> Self:
@@ -75,8 +75,8 @@ class CPOConfig(AlgorithmConfig):  # type: ignore[misc]
 
         Args:
             overrides: e.g. ``{"optimizer.lr": 1e-3}``; validated when the algorithm is built.
-            cache_dir: Folder of the embedding cache; None turns it off.
-            run_dir: Where drawn clips, ``skipped.jsonl`` and the like go; None takes RLlib's log folder.
+            run_dir: Where drawn clips, the embedding cache, ``skipped.jsonl`` and the like go; None takes
+                RLlib's log folder.
         """
         super().training(**kwargs)
         if overrides is not None:
@@ -84,11 +84,20 @@ class CPOConfig(AlgorithmConfig):  # type: ignore[misc]
             counted = {name: value for name, value in overrides.items() if name.split(".")[0] in ("actors", "learners")}
             if counted:
                 self._adopt(with_overrides(self.train_config(), counted))
-        if cache_dir is not None:
-            self.cache_dir = cache_dir
         if run_dir is not None:
             self.run_dir = run_dir
         return self
+
+    def validate(self) -> None:
+        """RLlib's own checks and ours.
+
+        Raises:
+            UserError: An override that does not fit, or a setting of RLlib that CPO does not have.
+        """
+        super().validate()
+        if not self.in_evaluation:  # RLlib derives that config itself
+            refuse_foreign_settings(self)
+        self.train_config()
 
     def train_config(self) -> TrainConfig:
         """The resolved run: base, overrides, then RLlib's own numbers of actors and learners."""
@@ -125,4 +134,7 @@ class CPOConfig(AlgorithmConfig):  # type: ignore[misc]
     ) -> DeepSpeedLearnerGroup:
         """Our own group in place of RLlib's."""
         spec = rl_module_spec or self.get_multi_rl_module_spec(env=env, spaces=spaces)
-        return DeepSpeedLearnerGroup(config=self, module_spec=spec, policy_files=ray.get(self.policy_files))
+        assert self.initial_policy is not None, "the algorithm makes the initial policy first"
+        return DeepSpeedLearnerGroup(
+            config=self, module_spec=spec, policy_files=read_policy_files(Path(self.initial_policy))
+        )

@@ -14,9 +14,6 @@ from rich.table import Table
 from cacovid.compressor import model_config_for
 from cacovid.config import ModelConfig, SelectionConfig
 from cacovid.data.skipped import SkippedItems
-from cacovid.data.table import read_questions
-from cacovid.embedded.dataset import TABLE, write_dataset
-from cacovid.embedded.splits import split_seeds
 from cacovid.errors import UserError
 from cacovid.evaluation.evaluate import check_retentions, evaluate
 from cacovid.evaluation.registry import KNOWN, POLICY, UNTRAINED, build_methods, check_names, check_needs
@@ -26,9 +23,9 @@ from cacovid.item_reader import ItemReader
 from cacovid.models.loading import load_video_llm
 from cacovid.policy.base import CompressionPolicy
 from cacovid.records import VideoQuestion
-from cluster.commands.shared import first_clips, output_folder
+from cluster.commands.shared import output_folder
+from cluster.items import evaluation_items
 
-EMBEDDED_CLIPS = 250
 SKIPPED = "skipped-evaluation.jsonl"  # beside a run's own skipped.jsonl where both share a folder
 LINES = 10  # progress lines where there is no terminal
 
@@ -66,7 +63,7 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationResult:
     folder = output_folder(request.out, request.overwrite)
     (folder / SKIPPED).unlink(missing_ok=True)
     skipped = SkippedItems(folder / SKIPPED, request.max_skipped)
-    items = _items(request, folder, skipped)
+    items = evaluation_items(request.data, request.split, request.clips, folder, skipped)
     names = request.methods or _possible_methods(bool(policies), items)
     check_needs(names, with_policy=bool(policies), items=items)
     reader = _reader(request, policies)
@@ -124,18 +121,6 @@ def _reader(request: EvaluationRequest, policies: Mapping[str, CompressionPolicy
     if request.frames is not None:
         config = config.model_copy(update={"num_frames": request.frames})
     return ItemReader(load_video_llm(config), config.num_frames)
-
-
-def _items(request: EvaluationRequest, folder: Path, skipped: SkippedItems) -> list[VideoQuestion]:
-    """The table's questions, or those of embedded clips drawn into ``folder`` once."""
-    if request.data != "embedded":
-        return first_clips(read_questions(request.data, skipped=skipped), request.clips)
-    count = request.clips or EMBEDDED_CLIPS
-    drawn = folder / f"clips-{request.split}-{count}"
-    seeds = split_seeds(request.split, count)
-    if not (drawn / TABLE).exists():
-        write_dataset(drawn, seeds)
-    return read_questions(drawn / TABLE, skipped=skipped)
 
 
 def _possible_methods(with_policy: bool, items: list[VideoQuestion]) -> tuple[str, ...]:

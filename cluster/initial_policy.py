@@ -7,6 +7,7 @@ import ray
 import torch
 
 from cacovid.config import TrainConfig
+from cacovid.errors import UserError
 from cacovid.model_policy import policy_for
 from cacovid.models.loading import load_video_llm
 from learner.deepspeed_learner import PolicyFiles
@@ -17,15 +18,31 @@ def initial_policy_files(config: TrainConfig) -> PolicyFiles:
 
     Runs on an actor's resources unless the rollouts run in the driver anyway: the paper's policy copies
     the Video-LLM's first layer, and the driver should not need the memory of a whole model.
+
+    Raises:
+        UserError: The model cannot be loaded, or the cluster has no room for one rollout actor.
     """
     if config.actors.count == 0:
         return _make(config)
     remote = ray.remote(num_cpus=config.actors.cpus, num_gpus=config.actors.gpus, max_retries=2)(_make)
+    made = remote.remote(config)
     try:
-        files: PolicyFiles = ray.get(remote.remote(config))
+        files: PolicyFiles = ray.get(made, timeout=config.run.start_timeout_s)
+    except ray.exceptions.GetTimeoutError as error:
+        ray.cancel(made)
+        raise UserError(
+            f"the initial policy was not made within {config.run.start_timeout_s:.0f} s: see that the cluster has room "
+            f"for a rollout actor of {config.actors.cpus:g} CPUs and {config.actors.gpus:g} GPUs, or raise "
+            "run.start_timeout_s"
+        ) from error
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     return files
+
+
+def read_policy_files(folder: Path) -> PolicyFiles:
+    """File name -> content of a saved policy's folder."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def _make(config: TrainConfig) -> PolicyFiles:
@@ -35,4 +52,4 @@ def _make(config: TrainConfig) -> PolicyFiles:
     policy = policy_for(video_llm, config)
     with tempfile.TemporaryDirectory() as folder:
         policy.save_pretrained(folder)
-        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+        return read_policy_files(Path(folder))

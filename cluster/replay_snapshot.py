@@ -4,7 +4,7 @@ An item's embeddings are megabytes where its rollouts are kilobytes. The frozen 
 the same numbers each time (and mostly from the embedding cache), so a checkpoint leaves them out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,8 +28,8 @@ class ReplaySnapshot:
     records: tuple[RolloutRecord, ...]
 
     @classmethod
-    def of(cls, records: Sequence[RolloutRecord]) -> "ReplaySnapshot":
-        """Strip the inputs off."""
+    def of(cls, records: Iterable[RolloutRecord]) -> "ReplaySnapshot":
+        """Strip the inputs off, one record at a time: all of them together can be gigabytes."""
         return cls(tuple(replace(record, input=_NO_INPUT) for record in records))
 
     def item_ids(self) -> tuple[str, ...]:

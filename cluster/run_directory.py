@@ -32,29 +32,35 @@ class RunDirectory:
         self.metrics = folder / "metrics.jsonl"
         self.tensorboard = folder / "tensorboard"
         self.curve = folder / "curve.png"
-        self.cache = folder / "cache"
+        self.skipped = folder / "skipped.jsonl"
         self.config_file = folder / "config.toml"
         self._lock: IO[str] | None = None
 
     @classmethod
     def create(cls, folder: Path, config: TrainConfig) -> Self:
-        """A new run in ``folder``, which must not hold one already.
+        """A new run in ``folder``, which must hold nothing but a run that ended before its first step.
 
         Raises:
-            UserError: The folder holds something, or cannot be made.
+            UserError: The folder holds something else, is being written, or cannot be made.
         """
         run = cls(folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or not run._is_unused()):
             raise UserError(
                 f"output directory {folder} is in use: choose another with --out, or continue it with --resume {folder}"
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            run._hold()
+            run.skipped.unlink(missing_ok=True)
+            run.config_file.write_text(to_toml(config))
         except OSError as error:
-            raise UserError(f"cannot create {folder}: {error.strerror}") from error
-        run._hold()
-        run.config_file.write_text(to_toml(config))
+            raise UserError(f"cannot write {folder}: {error.strerror}") from error
         return run
+
+    def _is_unused(self) -> bool:
+        """Nothing in it, or a run that a mistake (say, in data.train) ended before it learned anything."""
+        ended_early = self.config_file.exists() and not self.rows() and self.newest_checkpoint() is None
+        return ended_early or not any(self.folder.iterdir())
 
     @classmethod
     def resume(cls, folder: Path) -> tuple[Self, TrainConfig]:
@@ -66,7 +72,10 @@ class RunDirectory:
         run = cls(folder)
         if not run.config_file.exists():
             raise UserError(f"{folder} holds no run to resume (no config.toml): start one with --out")
-        run._hold()
+        try:
+            run._hold()
+        except OSError as error:
+            raise UserError(f"cannot write {folder}: {error.strerror}") from error
         return run, load_config(run.config_file)
 
     def _hold(self) -> None:
@@ -100,6 +109,11 @@ class RunDirectory:
         for old in sorted(path for path in self.checkpoints.glob("step-*") if path.suffix != ".part")[:-keep]:
             shutil.rmtree(old)
         return final
+
+    def clear_parts(self) -> None:
+        """Remove checkpoints that a killed or failed run left unfinished."""
+        for part in self.checkpoints.glob("step-*.part"):
+            shutil.rmtree(part)
 
     def part(self, step: int) -> Path:
         """Where the checkpoint of ``step`` is written before it counts."""

@@ -23,7 +23,7 @@ class RunLog:
     def _open(self, first_step: int) -> None:
         self._run.cut_metrics(first_step)
         self._file = self._run.metrics.open("a")
-        self._board = SummaryWriter(str(self._run.tensorboard), purge_step=first_step or None)
+        self._board = SummaryWriter(str(self._run.tensorboard), purge_step=first_step)
 
     def rewind(self, step: int) -> None:
         """Drop the rows from ``step`` on, which will be done again."""

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 import torch
 
 from actors.task import TaskResult
+from cacovid.errors import UserError
+from cacovid.evaluation.result import EvaluationResult, Tally
 from cacovid.records import Mode, RolloutRecord
 
 
@@ -48,6 +50,30 @@ def rollout_metrics(
     for name in sorted(losses[0]):
         row[name] = sum(loss[name] for loss in losses) / len(losses)
     return row
+
+
+def evaluation_metrics(evaluations: Sequence[EvaluationResult]) -> dict[str, float]:
+    """Means over single questions' evaluations by one policy, as RLlib's results take them.
+
+    Raises:
+        UserError: There are none.
+    """
+    if not evaluations:
+        raise UserError("no question of evaluation.data could be used: see skipped-evaluation.jsonl")
+    tallies: dict[str, Tally] = {}
+
+    def add(name: str, value: float | None) -> None:
+        if value is not None:
+            tallies.setdefault(name, Tally()).add(value)
+
+    for result in evaluations:
+        add("full_accuracy", result.full_accuracy)
+        add("question_awareness_auc", result.question_awareness_auc)
+        for row in result.rows:
+            add(f"accuracy_{row.retention:g}", row.accuracy)
+            add(f"evidence_recall_{row.retention:g}", row.evidence_recall)
+    means = {name: mean for name, tally in tallies.items() if (mean := tally.mean()) is not None}
+    return {**means, "questions": float(len(evaluations))}
 
 
 def _top_k_reward(record: RolloutRecord) -> float:

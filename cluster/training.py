@@ -8,22 +8,24 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import ray
+from safetensors import SafetensorError
 
 from cacovid.config import TrainConfig
 from cacovid.errors import UserError
-from cacovid.policy.base import CompressionPolicy
 from cluster.algorithm import CPO
 from cluster.config import CPOConfig
 from cluster.run_directory import RunDirectory
 from cluster.run_log import RunLog, draw_curve
 
+logger = logging.getLogger(__name__)
 Report = Callable[[dict[str, float]], None]
 
 
@@ -38,18 +40,20 @@ class TrainingOutcome:
 
 
 class _Interrupt:
-    """Turns the first SIGINT or SIGTERM into a flag; a second one raises KeyboardInterrupt."""
+    """Turns the first SIGINT or SIGTERM within :attr:`gentle` into a flag; any other one raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.asked = False
+        self.gentle = False  # there is a step to end and something to save
         self._before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
         for name in self._before:
             signal.signal(name, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked or not self.gentle:
             raise KeyboardInterrupt
         self.asked = True
+        logger.warning("ending after this training step, with a checkpoint; a second Ctrl-C ends at once")
 
     def restore(self) -> None:
         for name, handler in self._before.items():
@@ -57,7 +61,7 @@ class _Interrupt:
 
 
 def connect(address: str | None) -> bool:
-    """Join the cluster at ``address`` ('auto': the one this job was submitted to), or start a local one.
+    """Join the cluster at ``address`` ('auto': the one that runs here), or start a local one (None, 'local').
 
     Returns whether this call connected; False where the process was connected already.
 
@@ -70,11 +74,14 @@ def connect(address: str | None) -> bool:
         return False
     # RLlib's actors take their config by reference, of which Ray's core warns on stderr; the group holds it.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if address and address != "auto":
+    if address in (None, "local"):
+        # Without an address Ray would join whatever cluster runs on this machine.
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        return True
+    if address != "auto":
         _check_reachable(address)
-    local = {} if address else {"include_dashboard": False}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:
         raise UserError(f"no Ray cluster at {address!r}: {error}") from error
     return True
@@ -90,26 +97,31 @@ def _check_reachable(address: str) -> None:
 
 
 def check_resources(config: TrainConfig, elastic: bool) -> None:
-    """See that the cluster can hold all actors and learners at once, instead of waiting for ever.
+    """See that the cluster can hold all actors and learners at once, instead of waiting for it.
 
     Args:
-        elastic: The cluster may grow (it was joined, not started here): nothing is checked.
+        elastic: The cluster may grow (it was joined, not started here): there is only a warning.
 
     Raises:
         UserError: It cannot, with what is asked and what is there.
     """
-    if elastic:
-        return
     there = ray.cluster_resources()
     for kind, field in (("CPU", "cpus"), ("GPU", "gpus")):
         actors, learners = getattr(config.actors, field), getattr(config.learners, field)
         needed = config.actors.count * actors + config.learners.count * learners
-        if needed > there.get(kind, 0):
+        if needed <= there.get(kind, 0):
+            continue
+        shortage = (
+            f"{config.actors.count} actors x {actors:g} and {config.learners.count} learners x {learners:g} "
+            f"need {needed:g} {kind}s, "
+        )
+        if not elastic:
             raise UserError(
-                f"{config.actors.count} actors x {actors:g} and {config.learners.count} learners x {learners:g} "
-                f"need {needed:g} {kind}s, this machine has {there.get(kind, 0):g}: lower actors.count or "
-                f"actors.{field}, or join a cluster with --address"
+                f"{shortage}this machine has {there.get(kind, 0):g}: lower actors.count or actors.{field}, "
+                "or join a cluster with --address"
             )
+        waiting = f"waiting up to {config.run.start_timeout_s:.0f} s for it to grow"
+        logger.warning("%sthe cluster has %g: %s", shortage, there.get(kind, 0), waiting)
 
 
 def train(
@@ -124,15 +136,16 @@ def train(
     Raises:
         UserError: The run cannot start or go on for a reason that the user can mend.
     """
-    connected = connect(address)
     interrupt = _Interrupt()
-    algorithm = None
+    algorithm, connected = None, False
     try:
-        check_resources(config, elastic=address is not None)
+        connected = connect(address)
+        check_resources(config, elastic=address not in (None, "local"))
         algorithm = _build(config, run)
         checkpoint = run.newest_checkpoint() if resume else None
         if checkpoint is not None:
-            algorithm.restore_from_path(str(checkpoint.absolute()))
+            algorithm.restore_from_path(checkpoint)
+        interrupt.gentle = True
         return _loop(algorithm, config, run, report, interrupt)
     finally:
         interrupt.restore()
@@ -143,14 +156,8 @@ def train(
 
 
 def _build(config: TrainConfig, run: RunDirectory) -> CPO:
-    cache = Path(config.data.cache_dir) if config.data.cache_dir else run.cache
-    built = CPOConfig.from_train_config(config).training(
-        cache_dir=str(cache.absolute()), run_dir=str(run.folder.absolute())
-    )
-    try:
-        algorithm: CPO = built.build_algo()
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause if isinstance(error.cause, UserError) else error from error
+    built = CPOConfig.from_train_config(config).training(run_dir=str(run.folder.absolute()))
+    algorithm: CPO = built.build_algo()
     return algorithm
 
 
@@ -158,56 +165,75 @@ def _loop(
     algorithm: CPO, config: TrainConfig, run: RunDirectory, report: Report, interrupt: _Interrupt
 ) -> TrainingOutcome:
     row: dict[str, float] = {}
-    restarts = 0
+    restarts, death = 0, None
     with RunLog(run, algorithm.finished_steps) as log:
-        while algorithm.finished_steps < config.run.steps and not interrupt.asked:
-            started = time.perf_counter()
+        while True:
             try:
-                result: dict[str, Any] = algorithm.train()
+                if death is not None:
+                    restarts += 1
+                    _restart_learners(algorithm, config, run, log, restarts, death)
+                    death = None
+                while algorithm.finished_steps < config.run.steps and not interrupt.asked:
+                    row = _step(algorithm, run, log)
+                    report(row)
+                    if algorithm.finished_steps % config.run.checkpoint_every == 0:
+                        _checkpoint(algorithm, config, run)
+                if algorithm.finished_steps:
+                    _checkpoint(algorithm, config, run)
+                break
             except ray.exceptions.RayActorError as error:
-                # Only learners get here: the pool handles rollout actors.
-                restarts += 1
-                _restart_learners(algorithm, config, run, log, restarts, error)
-                continue
-            row = {name: float(value) for name, value in result["cpo"].items()}
-            row["seconds"] = time.perf_counter() - started
-            row["combinations_per_second"] = row["combinations"] / row["seconds"]
-            log.add(row)
-            report(row)
-            if algorithm.finished_steps % config.run.checkpoint_every == 0:
-                _checkpoint(algorithm, config, run)
-    done = algorithm.finished_steps
-    if run.checkpoint(done) != run.newest_checkpoint() and done:
-        _checkpoint(algorithm, config, run)
-    draw_curve(run.rows(), run.curve)
-    return TrainingOutcome(run.folder, done, interrupt.asked, row)
+                death = error  # of a learner: the pool handles rollout actors
+    with _writing(run):
+        draw_curve(run.rows(), run.curve)
+    return TrainingOutcome(run.folder, algorithm.finished_steps, interrupt.asked, row)
+
+
+def _step(algorithm: CPO, run: RunDirectory, log: RunLog) -> dict[str, float]:
+    """One training step; its row is on disk when this returns."""
+    started = time.perf_counter()
+    result: dict[str, Any] = algorithm.train()
+    row = {name: float(value) for name, value in result["cpo"].items()}
+    row["seconds"] = time.perf_counter() - started
+    row["combinations_per_second"] = row["combinations"] / row["seconds"]
+    with _writing(run):
+        log.add(row)
+    return row
 
 
 def _restart_learners(
     algorithm: CPO, config: TrainConfig, run: RunDirectory, log: RunLog, restarts: int, error: Exception
 ) -> None:
     """Bring a dead learner group back from the newest checkpoint."""
+    reason = str(error).splitlines()[0]
     checkpoint = run.newest_checkpoint()
-    if restarts > config.learners.max_restarts or checkpoint is None:
-        raise UserError(
-            f"a learner died ({str(error).splitlines()[0]}); continue with --resume {run.folder}"
-            if checkpoint
-            else f"a learner died before the first checkpoint ({str(error).splitlines()[0]}): see the Ray logs"
-        ) from error
+    if checkpoint is None:
+        raise UserError(f"a learner died before the first checkpoint ({reason}): see the Ray logs") from error
+    if restarts > config.learners.max_restarts:
+        raise UserError(f"a learner died ({reason}); continue with --resume {run.folder}") from error
+    logger.warning("a learner died (%s): going on from %s", reason, checkpoint.name)
     algorithm.restart_learners()
-    algorithm.restore_from_path(str(checkpoint.absolute()))
+    algorithm.restore_from_path(checkpoint)
     log.rewind(algorithm.finished_steps)
 
 
 def _checkpoint(algorithm: CPO, config: TrainConfig, run: RunDirectory) -> None:
+    """Save all that a resumed run needs, unless it is saved already, and the policy by itself."""
     step = algorithm.finished_steps
-    algorithm.save_to_path(str(run.part(step).absolute()))
-    run.commit_checkpoint(step, config.run.keep_checkpoints)
-    save_policy(algorithm, run.policy)
+    with _writing(run):
+        if run.newest_checkpoint() != run.checkpoint(step):
+            run.clear_parts()
+            algorithm.save_to_path(run.part(step))
+            run.commit_checkpoint(step, config.run.keep_checkpoints)
+        algorithm.get_policy().save_pretrained(run.policy)
 
 
-def save_policy(algorithm: CPO, folder: Path) -> CompressionPolicy:
-    """Write the newest policy with its metadata into ``folder``."""
-    policy = algorithm.policy()
-    policy.save_pretrained(folder)
-    return policy
+@contextmanager
+def _writing(run: RunDirectory) -> Iterator[None]:
+    """Raises UserError where the run's files cannot be written; the checkpoints before stay as they are."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UserError(
+            f"cannot write into {run.folder} ({reason}): make room or mend it, then continue with --resume {run.folder}"
+        ) from error

@@ -17,14 +17,18 @@ def train(
     out: Annotated[Path | None, typer.Option(help="folder of the new run")] = None,
     resume: Annotated[Path | None, typer.Option(help="folder of a run to continue from its newest checkpoint")] = None,
     address: Annotated[
-        str | None, typer.Option(help="Ray cluster, e.g. auto or ray://host:10001; starts one here if not given")
+        str | None,
+        typer.Option(envvar="RAY_ADDRESS", help="Ray cluster, e.g. auto or host:6379; starts one here if not given"),
     ] = None,
 ) -> None:
     """Train a compression policy. Ctrl-C ends the run with a checkpoint; --resume continues it exactly."""
     if (out is None) == (resume is None):
         raise UserError("give either --out DIR for a new run or --resume DIR for an earlier one")
     if resume is not None and (config is not None or overrides):
-        raise UserError("--resume continues with the run's own configuration: leave out --config and --set")
+        raise UserError(
+            f"--resume continues with the run's own configuration: leave out --config and --set (where it runs, say "
+            f"actors.count, may be changed in {resume / 'config.toml'})"
+        )
     from cacovid.config_files import load_config
     from cluster.run_directory import RunDirectory
 
@@ -46,8 +50,9 @@ def train(
 
 
 def _say(outcome: "TrainingOutcome") -> None:
-    typer.echo(f"policy      {outcome.folder / 'policy'}")
-    typer.echo(f"curve       {outcome.folder / 'curve.png'}")
-    typer.echo(f"metrics     {outcome.folder / 'metrics.jsonl'}")
+    if outcome.finished_steps:
+        typer.echo(f"policy      {outcome.folder / 'policy'}")
+        typer.echo(f"curve       {outcome.folder / 'curve.png'}")
+        typer.echo(f"metrics     {outcome.folder / 'metrics.jsonl'}")
     if outcome.interrupted:
         typer.echo(f"interrupted after step {outcome.finished_steps}; go on with --resume {outcome.folder}")

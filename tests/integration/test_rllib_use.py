@@ -19,12 +19,12 @@ def small_config(table: Path) -> CPOConfig:
 def test_fluent_config_builds_and_trains(cluster: None, table: Path) -> None:
     algorithm = small_config(table).env_runners(num_env_runners=1).learners(num_learners=0).build_algo()
     try:
-        before = algorithm.policy_weights()
+        before = algorithm.get_weights()["default_policy"]
         result = algorithm.train()
         assert result["cpo"]["questions"] == 4
         assert result["cpo"]["combinations"] == 32
-        assert any(not torch.equal(before[name], value) for name, value in algorithm.policy_weights().items())
-        assert algorithm.policy().metadata.trained_steps == 1
+        assert any(not torch.equal(before[name], value) for name, value in algorithm.get_weights()["default_policy"].items())
+        assert algorithm.get_policy().metadata.trained_steps == 1
     finally:
         algorithm.stop()
 
