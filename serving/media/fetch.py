@@ -1,7 +1,7 @@
 """Bytes of a video into a file: by https, from a data URL, from a local file; bounded while they come.
 
 Runs in a decoding process. The https host is resolved once, every address is checked, and the
-connection goes to the checked address itself: a second answer of a hostile name server is never asked for.
+connection goes to a checked address itself: a second answer of a hostile name server is never asked for.
 """
 
 import base64
@@ -11,12 +11,13 @@ import hashlib
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urljoin
 
 import urllib3
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 
 from serving.config import MediaConfig
 from serving.errors import ApiError, bad_video
@@ -50,24 +51,13 @@ def fetch_https(url: str, target: Path, config: MediaConfig, resolve: Resolve = 
     addresses = AddressPolicy.of(config.private_networks)
     for _ in range(config.max_redirects + 1):
         place = https_target(url, config.https_hosts)
-        pool = _pinned_pool(place, _checked_address(place, addresses, resolve), config)
         try:
-            response = pool.urlopen(
-                "GET",
-                place.path,
-                headers={"Host": place.authority, "User-Agent": "cacovid", "Accept-Encoding": "identity"},
-                redirect=False,
-                retries=False,
-                preload_content=False,
-                decode_content=False,
-            )
-            if response.status not in _REDIRECTS:
-                return _download(response, target, config.max_bytes)
-            url = urljoin(url, response.headers.get("location", ""))
+            with _answer(place, _checked_addresses(place, addresses, resolve), config) as response:
+                if response.status not in _REDIRECTS:
+                    return _download(response, target, config.max_bytes)
+                url = urljoin(url, response.headers.get("location", ""))
         except HTTPError:
             raise bad_video("fetch_failed", "the video's host did not answer as it should") from None
-        finally:
-            pool.close()
     raise bad_video("fetch_failed", f"the video's URL redirects more than {config.max_redirects} times")
 
 
@@ -111,14 +101,41 @@ def copy_local(url: str, target: Path, config: MediaConfig) -> str:
         os.close(opened)
 
 
-def _checked_address(place: HttpsTarget, addresses: AddressPolicy, resolve: Resolve) -> str:
-    """The one address to connect to; a host with any address that is not allowed is refused whole."""
+def _checked_addresses(place: HttpsTarget, addresses: AddressPolicy, resolve: Resolve) -> list[str]:
+    """Where to connect to; a host with any address that is not allowed is refused whole."""
     found = resolve(place.host, place.port)
     if not found:
         raise bad_video("fetch_failed", "the host in the video's URL has no address")
     if not all(addresses.allows(each) for each in found):
         raise bad_video("address_not_allowed", "the host in the video's URL lies in a network that is not fetched from")
-    return found[0]
+    return found
+
+
+@contextmanager
+def _answer(place: HttpsTarget, addresses: Sequence[str], config: MediaConfig) -> Iterator[urllib3.BaseHTTPResponse]:
+    """The host's answer from the first of ``addresses`` that takes a connection."""
+    for address in addresses:
+        pool = _pinned_pool(place, address, config)
+        try:
+            response = pool.urlopen(
+                "GET",
+                place.path,
+                headers={"Host": place.authority, "User-Agent": "cacovid", "Accept-Encoding": "identity"},
+                redirect=False,
+                retries=False,
+                preload_content=False,
+                decode_content=False,
+            )
+        except (ConnectTimeoutError, NewConnectionError):
+            pool.close()
+            if address == addresses[-1]:
+                raise
+            continue
+        try:
+            yield response
+        finally:
+            pool.close()
+        return
 
 
 def _pinned_pool(place: HttpsTarget, address: str, config: MediaConfig) -> urllib3.HTTPSConnectionPool:

@@ -76,6 +76,15 @@ def test_a_name_with_one_bad_address_among_good_ones_is_refused(server, tmp_path
         fetch_https(server.url("/clip.mp4", "video.test"), tmp_path / "video", config_for(server), mixed)
 
 
+def test_the_next_address_is_tried_where_one_takes_no_connection(server, tmp_path):
+    config = config_for(server, private_networks=("127.0.0.0/8",))
+    url = server.url("/clip.mp4", "video.test")
+    fetch_https(url, tmp_path / "video", config, lambda host, port: ["127.0.0.3", "127.0.0.1"])
+    assert (tmp_path / "video").read_bytes() == server.files["/clip.mp4"]
+    with pytest.raises(ApiError, match="did not answer"):
+        fetch_https(url, tmp_path / "video", config, lambda host, port: ["127.0.0.3", "127.0.0.4"])
+
+
 def test_a_redirect_to_a_listed_host_is_followed(server, tmp_path):
     server.redirects["/moved"] = server.url("/clip.mp4", "other.test")
     names = Names("127.0.0.1")
