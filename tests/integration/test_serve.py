@@ -22,6 +22,7 @@ from cacovid.errors import UserError
 from cluster.service import deploy, running_service
 from serving.config import ServiceConfig
 from tests.ports import free_port
+from tests.processes import processes, templates
 from tests.serving_server import BASE, KEY, POLICY, policy_folder, service_config, write_keys
 from tests.serving_videos import clip_bytes, data_url
 from tests.unit.test_serving_api import messages, question_about
@@ -71,15 +72,7 @@ def service(cluster, tmp_path_factory) -> Iterator[Service]:
 
 def engines() -> list[psutil.Process]:
     """Engine replicas of this test session."""
-    mine = psutil.Process().children(recursive=True)
-    return [process for process in mine if "ServeReplica:cacovid:engine" in " ".join(_cmdline(process))]
-
-
-def _cmdline(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
+    return processes("ServeReplica:cacovid:engine")
 
 
 class Load:
@@ -123,8 +116,7 @@ def test_the_answer_through_serve_is_the_librarys(service, tmp_path):
     )
     assert completion.choices[0].message.content == clip.answer(max_new_tokens=8)
     assert completion.usage.video_tokens_kept == len(clip.kept)
-    kept = service.post(FIXED | {"include": ["embeddings"]} | {"max_tokens": None}, "/v1/compress")
-    assert kept.status_code == 422  # max_tokens is no field there
+    assert service.post(FIXED, "/v1/compress").status_code == 422  # max_tokens is no field there
     body = {name: FIXED[name] for name in ("model", "messages", "compression")}
     assert service.post(body, "/v1/compress").json()["kept"] == clip.kept.tolist()
 
@@ -209,13 +201,9 @@ def test_a_killed_engine_loses_no_request(service):
 
 
 def test_a_killed_template_of_the_decoders_is_replaced(service):
-    templates = [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "serving.media.template" in " ".join(_cmdline(process))
-    ]
-    assert templates
-    for template in templates:
+    found = templates()
+    assert found
+    for template in found:
         template.kill()
     wait_until(lambda: service.post(FIXED).status_code == 200)
 

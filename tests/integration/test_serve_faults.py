@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import httpx2 as httpx
-import psutil
 import pytest
 
 from cluster.service import running_service
 from serving.config import ServiceConfig
 from tests.https_server import HttpsServer, https_server
 from tests.ports import free_port
+from tests.processes import decoders, processes
 from tests.tiny_models import save_tiny_model
 from tests.unit.test_serving_api import messages
 from tests.waiting import wait_until
@@ -70,24 +70,6 @@ def service(cluster, tmp_path_factory) -> Iterator[Service]:
         port = free_port()
         with running_service(config, "127.0.0.1", port):
             yield Service(f"http://127.0.0.1:{port}", media)
-
-
-def processes(name: str) -> list[psutil.Process]:
-    """Processes below this one with ``name`` in their command lines."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if name in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            pass  # it has just ended
-    return found
-
-
-def decoders() -> list[psutil.Process]:
-    """Decoding processes: children of the media replica's template."""
-    templates = processes("serving.media.template")
-    return [each for each in templates if each.ppid() in {template.pid for template in templates}]
 
 
 def left_early(service: Service, seconds: float) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import threading
 
-import pytest
 import torch
 
 from serving.config import EngineConfig
@@ -16,25 +15,12 @@ from serving.engine.records import (
     Failed,
 )
 from tests.serving_engine import (
-    KIND,
     asks,
     clip_of,
-    engine_of,
     one,
     text_of,
-    tiny_llm,
 )
 from tests.waiting import PATIENCE_S, until
-
-
-@pytest.fixture
-def engine():
-    return engine_of()
-
-
-@pytest.fixture
-def llm():
-    return tiny_llm(KIND)
 
 
 def with_batcher(engine: Engine, work, **config):

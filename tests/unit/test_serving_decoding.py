@@ -10,17 +10,7 @@ from serving.engine.records import (
     Decoding,
     EngineRequest,
 )
-from tests.serving_engine import KIND, WORDY, asks, clip_of, engine_of, one, run, text_of, tiny_llm
-
-
-@pytest.fixture
-def engine():
-    return engine_of()
-
-
-@pytest.fixture
-def llm():
-    return tiny_llm(KIND)
+from tests.serving_engine import WORDY, asks, clip_of, one, run, text_of
 
 
 def test_a_stop_string_ends_the_answer_before_it(engine):

@@ -9,18 +9,8 @@ from safetensors.torch import load as load_tensors
 from serving.engine.records import (
     Compression,
 )
-from tests.serving_engine import KIND, QUESTION, clip_of, compresses, engine_of, failure, one, tiny_llm
+from tests.serving_engine import QUESTION, clip_of, compresses, engine_of, failure, one, tiny_llm
 from tests.tiny_models import BUILDERS
-
-
-@pytest.fixture
-def engine():
-    return engine_of()
-
-
-@pytest.fixture
-def llm():
-    return tiny_llm(KIND)
 
 
 def test_kept_embeddings_are_the_models(llm, engine):

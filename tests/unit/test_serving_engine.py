@@ -17,7 +17,6 @@ from serving.engine.records import (
     Started,
 )
 from tests.serving_engine import (
-    KIND,
     QUESTION,
     WORDY,
     asks,
@@ -28,20 +27,9 @@ from tests.serving_engine import (
     one,
     run,
     text_of,
-    tiny_llm,
     tiny_policy,
 )
 from tests.tiny_models import BUILDERS
-
-
-@pytest.fixture
-def engine():
-    return engine_of()
-
-
-@pytest.fixture
-def llm():
-    return tiny_llm(KIND)
 
 
 @pytest.mark.parametrize("kind", sorted(BUILDERS))

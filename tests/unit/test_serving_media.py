@@ -1,26 +1,19 @@
-"""Decoding processes: frames, limits, and what happens to one that misbehaves."""
+"""Videos into frames through decoding processes: sampling, keys and limits."""
 
 import asyncio
-import os
-import time
-from contextlib import suppress
 
 import numpy as np
-import psutil
 import pytest
 
 from cacovid.data.video import read_frames
 from serving.config import MediaConfig
 from serving.errors import ApiError
 from serving.media.decode import frames_wanted
-from serving.media.records import Clip, Sampling, VideoInput
+from serving.media.records import Clip, Sampling
 from serving.media.sandbox import Sandbox
 from serving.media.urls import parse_video_url
-from tests.https_server import https_server
 from tests.serving_videos import clip_bytes, data_url, frames_url, huge_frame, jpeg, many_frames
-from tests.unit.test_serving_fetch import LOOPBACK
 from tests.video_files import grey_levels, write_audio, write_video
-from tests.waiting import until
 
 
 def read_all(urls: list[str], sampling: Sampling | None = None, **config) -> list[Clip | ApiError]:
@@ -174,151 +167,3 @@ def test_jpeg_frames_that_are_none_or_differ_in_size_are_refused():
         "unreadable_video",
         "too_many_frames",
     ]
-
-
-def test_a_greedy_decoder_is_refused_and_the_next_video_is_read(tmp_path):
-    """64 sampled frames do not fit into the address space given: allocation fails in the process, not here."""
-    path = write_video(tmp_path / "big.mp4", grey_levels(3), size=(1920, 1080))
-    urls = [f"file://{path}", data_url(clip_bytes())]
-    limits = {"file_root": str(tmp_path), "job_memory_bytes": 260 << 20, "max_decoded_bytes": 1 << 30}
-    greedy, small = read_all(urls, Sampling(num_frames=64), **limits)
-    assert (greedy.status, greedy.code) == (422, "video_too_large")
-    assert small.frames.shape[0] == 64
-
-
-def test_a_fetch_that_hangs_is_killed_at_its_deadline(tmp_path):
-    with https_server(tmp_path) as server:
-        hosts = (f"localhost:{server.port}",)
-        limits = {"https_hosts": hosts, "private_networks": (*LOOPBACK, "::1/128"), "ca_file": str(server.ca_file)}
-        started = time.perf_counter()
-        assert refused(server.url("/trickle"), **limits, job_timeout_s=1.0) == "video_timeout"
-        assert time.perf_counter() - started < 30, "the server would have gone on for a minute"
-        server.files["/clip.mp4"] = clip_bytes()
-        assert read(server.url("/clip.mp4"), **limits).frames.shape[0] == 8
-
-
-def test_a_decoding_process_that_is_killed_gives_a_refusal_and_the_template_lives(tmp_path):
-    with https_server(tmp_path) as server:
-        settings = MediaConfig(
-            https_hosts=(f"localhost:{server.port}",),
-            private_networks=(*LOOPBACK, "::1/128"),
-            ca_file=str(server.ca_file),
-        )
-
-        async def killed() -> Clip:
-            sandbox = Sandbox(settings, default_frames=8)
-            try:
-                hanging = VideoInput("https", server.url("/trickle"), Sampling())
-                task = asyncio.create_task(sandbox.read(hanging))
-                await until(_decoders)
-                _decoders()[0].kill()
-                with pytest.raises(ApiError, match="broke its decoder"):
-                    await task
-                return await sandbox.read(VideoInput("data", data_url(clip_bytes()).partition(",")[2], Sampling()))
-            finally:
-                sandbox.close()
-
-        assert asyncio.run(killed()).frames.shape[0] == 8
-    assert not _decoders()
-
-
-def test_a_request_that_is_given_up_ends_its_decoding_process(tmp_path):
-    with https_server(tmp_path) as server:
-        settings = MediaConfig(
-            https_hosts=(f"localhost:{server.port}",),
-            private_networks=(*LOOPBACK, "::1/128"),
-            ca_file=str(server.ca_file),
-        )
-
-        async def given_up() -> None:
-            sandbox = Sandbox(settings, default_frames=8)
-            try:
-                task = asyncio.create_task(sandbox.read(VideoInput("https", server.url("/trickle"), Sampling())))
-                await until(_decoders)
-                task.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await task
-                await until(lambda: not _decoders())
-                assert sandbox.held == 0
-            finally:
-                sandbox.close()
-
-        asyncio.run(given_up())
-
-
-def test_a_request_that_is_given_up_while_the_template_starts_leaves_its_process_to_nobody(tmp_path):
-    with https_server(tmp_path) as server:
-        settings = MediaConfig(
-            https_hosts=(f"localhost:{server.port}",),
-            private_networks=(*LOOPBACK, "::1/128"),
-            ca_file=str(server.ca_file),
-            job_timeout_s=0.6,
-        )
-        hanging = VideoInput("https", server.url("/trickle"), Sampling())
-
-        async def given_up() -> None:
-            sandbox = Sandbox(settings, default_frames=8)
-            try:
-                task = asyncio.create_task(sandbox.read(hanging))
-                await until(_templates)
-                task.cancel()
-                for outcome in await asyncio.gather(task, sandbox.read(hanging), return_exceptions=True):
-                    assert isinstance(outcome, (asyncio.CancelledError, ApiError))
-                await until(lambda: not _decoders(), 30)  # the second one is killed at its deadline
-                assert not _held_processes()
-            finally:
-                sandbox.close()
-
-        asyncio.run(given_up())
-
-
-def test_more_videos_than_may_wait_are_turned_away(tmp_path):
-    with https_server(tmp_path) as server:
-        settings = MediaConfig(
-            https_hosts=(f"localhost:{server.port}",),
-            private_networks=(*LOOPBACK, "::1/128"),
-            ca_file=str(server.ca_file),
-            concurrent_jobs=1,
-            waiting_jobs=1,
-            job_timeout_s=0.6,
-        )
-
-        async def crowd() -> list[object]:
-            sandbox = Sandbox(settings, default_frames=8, retry_after_s=7)
-            try:
-                videos = [VideoInput("https", server.url("/trickle"), Sampling())] * 4
-                return await asyncio.gather(*(sandbox.read(video) for video in videos), return_exceptions=True)
-            finally:
-                sandbox.close()
-
-        errors = asyncio.run(crowd())
-    assert [error.code for error in errors] == ["video_timeout", "video_timeout", "overloaded", "overloaded"]
-    assert (errors[2].status, errors[2].retry_after_s) == (503, 7)
-
-
-def _templates() -> list[psutil.Process]:
-    """Templates of this process's sandboxes."""
-    found = []
-    for child in psutil.Process().children():
-        with suppress(psutil.Error):  # it has ended meanwhile
-            if "serving.media.template" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
-
-
-def _held_processes() -> list[str]:
-    """This process's descriptors of other processes."""
-    found = []
-    for entry in os.listdir("/proc/self/fd"):
-        with suppress(OSError):
-            found.append(os.readlink(f"/proc/self/fd/{entry}"))
-    return [target for target in found if "pidfd" in target]
-
-
-def _decoders() -> list[psutil.Process]:
-    """Decoding processes of this process's sandboxes."""
-    found = []
-    for template in _templates():
-        with suppress(psutil.Error):
-            found += template.children()
-    return found
