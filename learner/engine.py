@@ -190,8 +190,9 @@ class PolicyEngine:
         """Restore what :meth:`save` wrote under the same number of learners and ZeRO stage.
 
         Raises:
-            UserError: There is no such checkpoint (DeepSpeed itself would go on with the weights it has).
+            UserError: There is no such checkpoint.
         """
-        found, _ = self.engine.load_checkpoint(str(folder), tag=tag)
-        if found is None:
+        if not (folder / tag).is_dir():
             raise UserError(f"{folder} holds no complete checkpoint of the learner: restore an earlier one")
+        found, _ = self.engine.load_checkpoint(str(folder), tag=tag)
+        assert found is not None, "DeepSpeed would go on with the weights at hand"
