@@ -31,10 +31,16 @@ def reader() -> ItemReader:
 
 
 def rolled(
-    reader: ItemReader, item: VideoQuestion, sampling: SamplingConfig = SAMPLING, seed: int = 0, tokens: int | None = 2
+    reader: ItemReader,
+    item: VideoQuestion,
+    sampling: SamplingConfig = SAMPLING,
+    *,
+    seed: int = 0,
+    step: int = 3,
+    tokens: int | None = 2,
 ) -> RolloutRecord:
     policy = policy_for(reader.video_llm, TrainConfig()).eval()
-    request = RolloutRequest(seed, 3, 2, tokens, 8, "original")
+    request = RolloutRequest(seed, step, 2, tokens, 8, "original")
     return roll_out(reader.video_llm, policy, reader.encode(item), item, sampling, request)
 
 
@@ -42,8 +48,8 @@ def test_same_request_gives_the_same_record(reader: ItemReader, item: VideoQuest
     one, two = rolled(reader, item), rolled(reader, item)
     assert torch.equal(one.iterations[0].combinations.kept, two.iterations[0].combinations.kept)
     assert torch.equal(one.iterations[0].reward, two.iterations[0].reward)
-    other = rolled(reader, item, seed=1)
-    assert not torch.equal(one.iterations[0].combinations.kept, other.iterations[0].combinations.kept)
+    for other in (rolled(reader, item, seed=1), rolled(reader, item, step=4)):
+        assert not torch.equal(one.iterations[0].combinations.kept, other.iterations[0].combinations.kept)
 
 
 def test_record_says_where_it_comes_from(reader: ItemReader, item: VideoQuestion) -> None:
