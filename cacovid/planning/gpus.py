@@ -3,17 +3,16 @@
 from dataclasses import dataclass
 
 GIB = 1024**3
-USABLE = 0.92  # of the stated memory; the rest goes to fragmentation
+USABLE = 0.92  # of the memory there is; the rest goes to fragmentation
 CONTEXT_BYTES = int(0.8 * GIB)  # CUDA context and libraries of one process
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU by its data sheet."""
+    """A GPU with the memory that torch reports on it, which is less than its name says."""
 
     name: str
     memory: int  # bytes
-    flops: float  # dense bfloat16 operations a second
 
     @property
     def usable(self) -> int:
@@ -22,13 +21,13 @@ class Gpu:
 
 
 GPUS = (
-    Gpu("L4 24 GB", 24 * GIB, 121e12),
-    Gpu("A10 24 GB", 24 * GIB, 125e12),
-    Gpu("A100 40 GB", 40 * GIB, 312e12),
-    Gpu("L40S 48 GB", 48 * GIB, 362e12),
-    Gpu("A100 80 GB", 80 * GIB, 312e12),
-    Gpu("H100 80 GB", 80 * GIB, 989e12),
-    Gpu("H200 141 GB", 141 * GIB, 989e12),
+    Gpu("L4 24 GB", int(22.0 * GIB)),
+    Gpu("A10 24 GB", int(22.0 * GIB)),
+    Gpu("A100 40 GB", int(39.4 * GIB)),
+    Gpu("L40S 48 GB", int(44.4 * GIB)),
+    Gpu("A100 80 GB", int(79.1 * GIB)),
+    Gpu("H100 80 GB", int(79.1 * GIB)),
+    Gpu("H200 141 GB", int(139.7 * GIB)),
 )
 
 

@@ -164,6 +164,8 @@ def test_contiguous_positions_equal_a_prompt_without_the_dropped_columns(subject
     del packed["position_ids"]  # the model numbers the columns itself
     with torch.no_grad():
         expected = subject.llm.model(**packed).logits[:, -1]
+    expected_ids = subject.llm.model.generate(**packed, max_new_tokens=8)[:, length:].tolist()
+    assert [list(row) for row in subject.llm.answer(subject.encoded, keep, 8, "contiguous").tokens] == expected_ids
     contiguous = subject.llm.first_logits(subject.encoded, keep, "contiguous")
     torch.testing.assert_close(contiguous, expected, atol=FLOAT32, rtol=0)
     assert (contiguous - subject.llm.first_logits(subject.encoded, keep)).abs().max() > 100 * FLOAT32

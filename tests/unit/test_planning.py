@@ -199,7 +199,7 @@ def test_memory_is_there_for_the_largest_rate_that_may_come() -> None:
 
 
 def test_gpus_hold_what_fits_their_usable_memory() -> None:
-    gpu = Gpu("test", memory=int(100 * GIB / USABLE) + 1, flops=1e12)
+    gpu = Gpu("test", memory=int(100 * GIB / USABLE) + 1)
     found = fit(gpu, actor_bytes=30 * GIB, learner_bytes=[120 * GIB, 60 * GIB, 40 * GIB])
     assert (found.actors, found.learners, found.shared_actors) == (3, 2, 0)
     assert fit(gpu, 30 * GIB, [35 * GIB]).shared_actors == 2
