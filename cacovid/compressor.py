@@ -17,7 +17,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from cacovid.config import ModelConfig, SelectionConfig
+from cacovid.config import MAX_FRAMES, ModelConfig, SelectionConfig
 from cacovid.data.prompting import format_prompt, option_letters
 from cacovid.data.video import MAX_PIXELS, DecodedVideo, read_frames
 from cacovid.errors import UserError
@@ -174,11 +174,11 @@ class Compressor:
 
         Raises:
             BadItem: the video cannot be read.
-            UserError: an empty question, a single option, a ratio outside (0, 1], no frame.
+            UserError: an empty question or option, a single option, a ratio outside (0, 1], frames outside
+                1 to ``MAX_FRAMES``.
         """
         budget(retention, 1)  # refuses a bad ratio before any work
-        if num_frames is not None and num_frames < 1:
-            raise UserError(f"num_frames is {num_frames}: sample at least one frame, or leave it out")
+        _check_frames(num_frames)
         prompt = self._prompt(question, tuple(options))
         started = time.perf_counter()
         if isinstance(video, DecodedVideo):
@@ -212,6 +212,8 @@ class Compressor:
             raise UserError("the question is empty: ask something about the video")
         if len(options) == 1:
             raise UserError(f"one option ({options[0]!r}) leaves no choice: give two or more, or none")
+        if not all(option.strip() for option in options):
+            raise UserError(f"an option of {list(options)} is empty: fill it or leave it out")
         problem_type: ProblemType = "multiple choice" if options else "free-form"
         item = VideoQuestion("", "", question, options, "", problem_type, "")
         return format_prompt(item, self.instruction)
@@ -223,12 +225,18 @@ def model_config_for(
     """How to load the Video-LLM that a policy compresses for: ``model``, else the one it was trained with.
 
     Raises:
-        UserError: the policy names no model and none is given.
+        UserError: the policy names no model and none is given; frames outside 1 to ``MAX_FRAMES``.
     """
+    _check_frames(num_frames)
     path = metadata.model_path if model is None else model
     if not path:
         raise UserError("the policy does not say which model it was trained with: name it (--model)")
     return ModelConfig(path=path, num_frames=num_frames or metadata.num_frames, positions=metadata.positions)
+
+
+def _check_frames(num_frames: int | None) -> None:
+    if num_frames is not None and not 1 <= num_frames <= MAX_FRAMES:
+        raise UserError(f"num_frames is {num_frames}: sample 1 to {MAX_FRAMES} frames, or leave it out")
 
 
 def _now(device: torch.device) -> float:

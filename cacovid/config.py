@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+MAX_FRAMES = 4096  # of one clip: more do not fit into memory, and no supported model was trained on as many
+Frames = Annotated[int, Field(ge=1, le=MAX_FRAMES)]
 
 
 class Section(BaseModel):
@@ -20,7 +22,7 @@ class ModelConfig(Section):
 
     path: str = Field("embedded", description="'embedded', a local directory or a hub id")
     revision: str | None = Field(None, description="hub revision to pin; None takes the default branch")
-    num_frames: Positive = Field(8, description="frames sampled evenly from each video")
+    num_frames: Frames = Field(8, description="frames sampled evenly from each video")
     positions: Literal["original", "contiguous"] = Field(
         "original", description="position ids of retained tokens: kept (the paper's) or renumbered"
     )

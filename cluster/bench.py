@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import ray
 import torch
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -83,7 +84,7 @@ def pooled(algorithm: CPO, steps: range) -> None:
 
 
 def main() -> None:
-    """Run the benchmark and print its table."""
+    """What Ray and DeepSpeed cost over a plain process, side by side, printed as two tables."""
     console = Console()
     torch.set_num_threads(1)
     connect(None)
@@ -171,4 +172,4 @@ def _spread(ratios: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -1,6 +1,8 @@
 """The ``cacovid`` command. Heavy imports wait until a command runs, so that ``--help`` answers at once."""
 
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -11,11 +13,27 @@ from cluster.commands import compress, config, data, demo, embedded, evaluate, p
 
 app = typer.Typer(
     name="cacovid",
-    help="Train, evaluate and use token compressors for Video-LLMs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"cacovid {version('cacovid')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    asked: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Train, evaluate and use token compressors for Video-LLMs."""
+
+
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compress")(compress.compress)

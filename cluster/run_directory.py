@@ -21,6 +21,8 @@ from cacovid.config import TrainConfig
 from cacovid.config_files import load_config, to_toml
 from cacovid.errors import UserError
 
+LOCK = ".lock"
+
 
 class RunDirectory:
     """A run's folder, locked for as long as this process holds it."""
@@ -59,7 +61,8 @@ class RunDirectory:
 
     def _is_unused(self) -> bool:
         """Nothing in it, or a run that a mistake (say, in data.train) ended before it learned anything."""
-        ended_early = self.config_file.exists() and not self.rows() and self.newest_checkpoint() is None
+        is_run = self.config_file.exists() and (self.folder / LOCK).exists()  # not just somebody's config.toml
+        ended_early = is_run and not self.rows() and self.newest_checkpoint() is None
         return ended_early or not any(self.folder.iterdir())
 
     @classmethod
@@ -79,7 +82,7 @@ class RunDirectory:
         return run, load_config(run.config_file)
 
     def _hold(self) -> None:
-        self._lock = (self.folder / ".lock").open("w")
+        self._lock = (self.folder / LOCK).open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -99,6 +102,10 @@ class RunDirectory:
         """The newest finished checkpoint (unfinished ones end in ``.part``)."""
         found = sorted(path for path in self.checkpoints.glob("step-*") if path.suffix != ".part")
         return found[-1] if found else None
+
+    def is_complete(self, steps: int) -> bool:
+        """Whether the newest finished checkpoint is that of the last of ``steps`` training steps."""
+        return self.newest_checkpoint() == self.checkpoint(steps)
 
     def commit_checkpoint(self, step: int, keep: int) -> Path:
         """Make the written ``.part`` folder the checkpoint of ``step`` and drop all but the newest ``keep``."""

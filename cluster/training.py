@@ -223,8 +223,8 @@ def _checkpoint(algorithm: CPO, config: TrainConfig, run: RunDirectory) -> None:
         if run.newest_checkpoint() != run.checkpoint(step):
             run.clear_parts()
             algorithm.save_to_path(run.part(step))
+            algorithm.get_policy().save_pretrained(run.policy)  # first: a run with its last checkpoint is complete
             run.commit_checkpoint(step, config.run.keep_checkpoints)
-        algorithm.get_policy().save_pretrained(run.policy)
 
 
 @contextmanager

@@ -125,6 +125,8 @@ def check_question(item: VideoQuestion) -> None:
 def _check_choice(item: VideoQuestion) -> None:
     if len(item.options) < 2:
         raise BadItem(f"question {item.id!r}: multiple choice with {len(item.options)} options; give at least 2")
+    if not all(option.strip() for option in item.options):
+        raise BadItem(f"question {item.id!r}: an option of {list(item.options)} is empty; fill it")
     letters = option_letters(len(item.options))
     if item.answer not in letters:
         raise BadItem(

@@ -22,9 +22,7 @@ def compress(
     model: Annotated[
         str | None, typer.Option(help="'embedded', a folder or a hub id; without it the policy's model")
     ] = None,
-    frames: Annotated[
-        int | None, typer.Option(min=1, help="frames to sample; without it as in the policy's training")
-    ] = None,
+    frames: Annotated[int | None, typer.Option(help="frames to sample; without it as in the policy's training")] = None,
     rule: Annotated[
         str | None, typer.Option(help="global, half-uniform or frame-budgets; without it the policy's own")
     ] = None,

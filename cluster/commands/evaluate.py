@@ -26,9 +26,7 @@ def evaluate(
     model: Annotated[
         str | None, typer.Option(help="'embedded', a folder or a hub id; without it the policy's model")
     ] = None,
-    frames: Annotated[
-        int | None, typer.Option(min=1, help="frames a video; without it as in the policy's training")
-    ] = None,
+    frames: Annotated[int | None, typer.Option(help="frames a video; without it as in the policy's training")] = None,
     rule: Annotated[
         str | None, typer.Option(help="global, half-uniform or frame-budgets; without it each policy's own")
     ] = None,

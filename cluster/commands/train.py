@@ -34,6 +34,10 @@ def train(
 
     if resume is not None:
         run, resolved = RunDirectory.resume(resume)
+        if run.is_complete(resolved.run.steps):
+            _name_files(resume)
+            typer.echo(f"all {resolved.run.steps} steps are done; for more raise run.steps in {run.config_file}")
+            return
     else:
         assert out is not None
         resolved = load_config(config, overrides or [])
@@ -51,8 +55,12 @@ def train(
 
 def _say(outcome: "TrainingOutcome") -> None:
     if outcome.finished_steps:
-        typer.echo(f"policy      {outcome.folder / 'policy'}")
-        typer.echo(f"curve       {outcome.folder / 'curve.png'}")
-        typer.echo(f"metrics     {outcome.folder / 'metrics.jsonl'}")
+        _name_files(outcome.folder)
     if outcome.interrupted:
         typer.echo(f"interrupted after step {outcome.finished_steps}; go on with --resume {outcome.folder}")
+
+
+def _name_files(folder: Path) -> None:
+    typer.echo(f"policy      {folder / 'policy'}")
+    typer.echo(f"curve       {folder / 'curve.png'}")
+    typer.echo(f"metrics     {folder / 'metrics.jsonl'}")

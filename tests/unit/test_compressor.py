@@ -105,8 +105,13 @@ def test_bad_arguments_end_in_one_line(folder: Path, compressor: Compressor, tmp
         compressor(clip, " ")
     with pytest.raises(UserError, match="leaves no choice"):
         compressor(clip, "what?", options=["red"])
-    with pytest.raises(UserError, match="num_frames is 0"):
-        compressor(clip, "what?", num_frames=0)
+    with pytest.raises(UserError, match="is empty: fill it"):
+        compressor(clip, "what?", options=["red", ""])
+    for frames in (0, 100_000):
+        with pytest.raises(UserError, match=f"num_frames is {frames}: sample 1 to 4096"):
+            compressor(clip, "what?", num_frames=frames)
+        with pytest.raises(UserError, match=f"num_frames is {frames}"):
+            model_config_for(PolicyMetadata(), "embedded", num_frames=frames)
     with pytest.raises(BadItem, match="no such video"):
         compressor(folder / "none.mp4", "what?")
     with pytest.raises(UserError, match=r"policy\.json"):

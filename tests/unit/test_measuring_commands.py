@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -216,3 +217,8 @@ def test_questions_of_one_video_stay_together() -> None:
     items = [VideoQuestion(str(n), f"v{n % 2}", "?", (), "1", "numerical", "s") for n in range(6)]
     assert [item.id for item in first_clips(items, 1)] == ["0", "2", "4"]
     assert [item.id for item in first_clips(items, None)] == ["0", "2", "4", "1", "3", "5"]
+
+
+def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cacovid(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out.strip() == f"cacovid {version('cacovid')}"

@@ -112,6 +112,7 @@ def test_no_table_and_no_parquet_are_refused(tmp_path: Path) -> None:
         ({"options": [["red"], []]}, "multiple choice with 1 options"),
         ({"problem_type": ["riddle", "numerical"]}, "problem_type is 'riddle'"),
         ({"question": [" ", "how many?"]}, "question is empty"),
+        ({"options": [["red", " "], []]}, "is empty; fill it"),
         ({"video": [None, "b.mp4"]}, "video is null"),
         ({"options": [["red", None], []]}, "options holds a null"),
         ({"evidence": [[-1], []]}, "negative"),
