@@ -16,7 +16,7 @@ from cacovid.embedded.clips import draw_clip
 from cacovid.embedded.questions import clip_questions
 from cacovid.embedded.splits import split_seeds
 from serving.engine.records import Delta, Failed
-from serving.errors import ApiError
+from serving.errors import ApiError, overloaded
 from serving.samples import draw_samples
 from tests.serving_server import BASE, KEY, POLICY, embedded_llm, policy_folder, running, service_config
 from tests.serving_videos import clip_bytes, data_url, frames_url, jpeg
@@ -184,6 +184,34 @@ def test_probes_and_page_need_no_key(service):
     for path in ("/healthz", "/readyz", "/", "/page/page.js", "/samples", "/samples/1.mp4", "/openapi.json"):
         assert get(service.url + path).status_code == 200, path
     assert get(f"{service.url}/readyz").json() == {"status": "ready"}
+
+
+@pytest.mark.parametrize(
+    ("models", "status", "said"),
+    [
+        (overloaded("the queue is full", 2), 200, "busy"),  # it empties
+        (ApiError(503, "unavailable", "the service has not started"), 503, "not ready"),
+        ([], 503, "not ready"),
+    ],
+)
+def test_readiness_tells_a_full_queue_from_a_service_that_is_not_there(service, monkeypatch, models, status, said):
+    async def answer():
+        if isinstance(models, ApiError):
+            raise models
+        return models
+
+    monkeypatch.setattr(service.backend, "models", answer)
+    ready = get(f"{service.url}/readyz")
+    assert (ready.status_code, ready.json()) == (status, {"status": said})
+
+
+def test_a_draining_replica_is_not_ready_and_takes_nothing_new(service, monkeypatch):
+    monkeypatch.setattr(service.admission, "draining", True)
+    assert get(f"{service.url}/readyz").json() == {"status": "draining"}
+    refused = post(service, "/v1/chat/completions", {"model": POLICY, "messages": messages()})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+    assert "retry-after" in refused.headers
+    assert get(f"{service.url}/healthz").status_code == 200
 
 
 def test_metrics_count_tokens_stages_and_errors(service, client):
