@@ -126,7 +126,8 @@ class _Service:
         if isinstance(first, Failed):
             raise first.error
         lines = self._lines(events, asked.model, request, include_usage)
-        return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx would hold events back
+        return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
 
     async def _lines(
         self, events: AsyncGenerator[Event, None], model: str, request: Request, include_usage: bool

@@ -122,6 +122,21 @@ def test_a_streamed_answer_is_the_whole_one(client):
     assert chunks[-1].usage.timings["total_ms"] > 0
 
 
+def test_a_stream_has_openais_form(service):
+    body = {"model": POLICY, "messages": messages(), "stream": True, "stream_options": {"include_usage": True}}
+    answer = post(service, "/v1/chat/completions", body)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["x-accel-buffering"] == "no"
+    *events, done, rest = answer.text.split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+    assert len({(chunk["id"], chunk["created"], chunk["object"], chunk["model"]) for chunk in chunks}) == 1
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[:-1]] == [None] * (len(chunks) - 2) + ["stop"]
+    assert chunks[-1]["choices"] == []
+    assert ["usage" in chunk for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+
+
 def test_a_stream_without_include_usage_has_none(client):
     assert all(part.usage is None for part in ask(client, stream=True))
 
