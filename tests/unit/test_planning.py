@@ -26,14 +26,14 @@ from cacovid.records import TokenGrid
 from tests.tiny_models import save_tiny_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-# hidden size, layers, heads, key/value heads, tokens of a temporal step at 640x360
+# hidden size, layers, heads, key/value heads, tokens of a temporal step at 640x360, parameters of the language model
 NUMBERS = {
-    "llava-hf/llava-onevision-qwen2-0.5b-ov-hf": (896, 24, 14, 2, 196),
-    "llava-hf/llava-onevision-qwen2-7b-ov-hf": (3584, 28, 28, 4, 196),
-    "Qwen/Qwen2.5-VL-3B-Instruct": (2048, 36, 16, 2, 299),
-    "Qwen/Qwen2.5-VL-7B-Instruct": (3584, 28, 28, 4, 299),
-    "Qwen/Qwen3-VL-4B-Instruct": (2560, 36, 32, 8, 220),
-    "HuggingFaceTB/SmolVLM2-2.2B-Instruct": (2048, 24, 32, 32, 81),
+    "llava-hf/llava-onevision-qwen2-0.5b-ov-hf": (896, 24, 14, 2, 196, 0.494e9),
+    "llava-hf/llava-onevision-qwen2-7b-ov-hf": (3584, 28, 28, 4, 196, 7.62e9),
+    "Qwen/Qwen2.5-VL-3B-Instruct": (2048, 36, 16, 2, 299, 3.09e9),
+    "Qwen/Qwen2.5-VL-7B-Instruct": (3584, 28, 28, 4, 299, 7.62e9),
+    "Qwen/Qwen3-VL-4B-Instruct": (2560, 36, 32, 8, 220, 4.02e9),
+    "HuggingFaceTB/SmolVLM2-2.2B-Instruct": (2048, 24, 32, 32, 81, 1.81e9),
 }
 
 
@@ -46,7 +46,9 @@ def test_shipped_shapes_are_the_public_models(backbone: Backbone) -> None:
     model = backbone.meta_model()
     text = model.config.get_text_config()
     found = (text.hidden_size, text.num_hidden_layers, text.num_attention_heads, text.num_key_value_heads)
-    assert (*found, backbone.video.token_grid(32, 640, 360).per_frame) == NUMBERS[backbone.hub]
+    *expected, language = NUMBERS[backbone.hub]
+    assert [*found, backbone.video.token_grid(32, 640, 360).per_frame] == expected
+    assert parameter_counts(model)["language model"] == pytest.approx(language, rel=0.005)
     assert all(weight.is_meta for weight in model.parameters())
     assert sum(parameter_counts(model).values()) == pytest.approx(backbone.published_parameters, rel=0.005)
 
