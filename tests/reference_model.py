@@ -23,7 +23,7 @@ from cacovid.seeding import generator
 from tests.tiny_models import save_tiny_model
 
 PROMPT = "what is the colour of the circle?\nA. red\nB. blue\nC. green"
-FRAMES, FPS = 8, 2.0
+FRAMES, FPS = 8, 4.0  # for Qwen half a second a step, which is no default of anything
 # Greatest difference of float32 logits (magnitude 1.5) by another order of summation; 1e-6 was seen.
 FLOAT32 = 1e-5
 # What a family makes of 8 frames of 48x48 pixels, and of 5 frames of 64x36: with dynamic resolution these stay wide.

@@ -213,6 +213,7 @@ def test_known_features_skip_pixels_and_tower(subject: Subject, monkeypatch: pyt
     encoded = subject.llm.encode(np.empty((0, 0, 0, 3), np.uint8), PROMPT, features=stored)
     assert torch.equal(encoded.position_ids, subject.encoded.position_ids)
     assert torch.equal(encoded.features, subject.encoded.features)
+    assert all(map(torch.equal, encoded.deepstack, subject.encoded.deepstack))
     assert encoded.nbytes() == subject.encoded.nbytes() > encoded.features.nbytes
 
 
