@@ -94,11 +94,15 @@ class CPO(Algorithm):  # type: ignore[misc]
         self.finished_steps = 0
         self.schedule.publish(0, self.learner_group.publish())
 
-    def restart_learners(self) -> None:
-        """Start the learner group anew with the initial policy; restore a checkpoint afterwards."""
+    def start_over(self) -> None:
+        """Start the learner group anew and everything else before step 0; a checkpoint may be restored afterwards."""
         self.learner_group.shutdown()
         spec = self.config.get_multi_rl_module_spec(spaces=self.spaces)
         self.learner_group = self.config.build_learner_group(rl_module_spec=spec)
+        self.finished_steps = self._iteration = 0
+        self.schedule.restore(0, {}, {0: self.learner_group.publish()})
+        self.updates.refill([])
+        self.skipped.met = self.skipped.skipped = 0
 
     def cleanup(self) -> None:
         """End actors and learners at once, busy or not: RLlib alone would wait for the actors' tasks."""

@@ -183,8 +183,6 @@ def _loop(
                 break
             except ray.exceptions.RayActorError as error:
                 death = error  # of a learner: the pool handles rollout actors
-    with _writing(run):
-        draw_curve(run.rows(), run.curve)
     return TrainingOutcome(run.folder, algorithm.finished_steps, interrupt.asked, row)
 
 
@@ -203,27 +201,28 @@ def _step(algorithm: CPO, run: RunDirectory, log: RunLog) -> dict[str, float]:
 def _restart_learners(
     algorithm: CPO, config: TrainConfig, run: RunDirectory, log: RunLog, restarts: int, error: Exception
 ) -> None:
-    """Bring a dead learner group back from the newest checkpoint."""
+    """Bring a dead learner group back from the newest checkpoint, or from the start where there is none yet."""
     reason = str(error).splitlines()[0]
-    checkpoint = run.newest_checkpoint()
-    if checkpoint is None:
-        raise UserError(f"a learner died before the first checkpoint ({reason}): see the Ray logs") from error
     if restarts > config.learners.max_restarts:
         raise UserError(f"a learner died ({reason}); continue with --resume {run.folder}") from error
-    logger.warning("a learner died (%s): going on from %s", reason, checkpoint.name)
-    algorithm.restart_learners()
-    algorithm.restore_from_path(checkpoint)
+    algorithm.start_over()
+    checkpoint = run.newest_checkpoint()
+    if checkpoint is not None:
+        algorithm.restore_from_path(checkpoint)
+    logger.warning("a learner died (%s): going on after step %d", reason, algorithm.finished_steps)
     log.rewind(algorithm.finished_steps)
 
 
 def _checkpoint(algorithm: CPO, config: TrainConfig, run: RunDirectory) -> None:
-    """Save all that a resumed run needs, unless it is saved already, and the policy by itself."""
+    """Save all that a resumed run needs, the policy by itself and the curve so far, unless that is done already."""
     step = algorithm.finished_steps
     with _writing(run):
         if run.newest_checkpoint() != run.checkpoint(step):
             run.clear_parts()
             algorithm.save_to_path(run.part(step))
-            algorithm.get_policy().save_pretrained(run.policy)  # first: a run with its last checkpoint is complete
+            # Before the checkpoint counts: a run with its last checkpoint is complete.
+            algorithm.get_policy().save_pretrained(run.policy)
+            draw_curve(run.rows(), run.curve)
             run.commit_checkpoint(step, config.run.keep_checkpoints)
 
 

@@ -181,6 +181,7 @@ class DeepSpeedLearnerGroup(LearnerGroup):  # type: ignore[misc]
         self._is_shut_down = True
         if self._learner is not None:
             self._learner.shutdown()
-        for worker in self._workers:
-            ray.kill(worker)
+        if ray.is_initialized():  # else they are gone, and ray.kill would start a new cluster
+            for worker in self._workers:
+                ray.kill(worker)
         self._workers = []

@@ -70,18 +70,6 @@ def test_full_disk_ends_the_run_with_its_checkpoints_whole(
     assert [path.name for path in sorted(run.checkpoints.iterdir())] == ["step-000002", "step-000004"]
 
 
-def test_policy_is_written_again_when_only_that_is_missing(
-    small_run: TrainConfig, undisturbed: Trained, tmp_path: Path
-) -> None:
-    """As after a kill between the last checkpoint and the policy."""
-    folder = Path(shutil.copytree(undisturbed.run.folder, tmp_path / "run"))
-    shutil.rmtree(folder / "policy")
-    resumed, config = RunDirectory.resume(folder)
-    trained = finished(train(config, resumed, lambda row: None, resume=True), resumed)
-    assert trained.outcome.finished_steps == 4
-    assert all(torch.equal(trained.weights[name], value) for name, value in undisturbed.weights.items())
-
-
 @pytest.mark.parametrize("missing", ["model-fingerprint", "learner_group/engine"])
 def test_incomplete_checkpoint_is_refused(
     missing: str, small_run: TrainConfig, undisturbed: Trained, tmp_path: Path

@@ -47,6 +47,14 @@ def test_mistakes_of_train_are_one_line(arguments: list[str], message: str, tmp_
     assert "Traceback" not in done.stderr
 
 
+def test_address_of_the_environment_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ray's own variable says; a dead address is told at once."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    done = cacovid("train", "--out", str(tmp_path / "new"))
+    assert done.returncode == 2, done.stderr
+    assert "no Ray cluster at '127.0.0.1:1'" in done.stderr
+
+
 def test_interrupted_run_leaves_a_checkpoint_and_resumes(table: Path, tmp_path: Path) -> None:
     """Ctrl-C in the middle of a run of the real command, then ``--resume`` to the end."""
     out = tmp_path / "run"

@@ -23,10 +23,68 @@ def test_fluent_config_builds_and_trains(cluster: None, table: Path) -> None:
         result = algorithm.train()
         assert result["cpo"]["questions"] == 4
         assert result["cpo"]["combinations"] == 32
-        assert any(not torch.equal(before[name], value) for name, value in algorithm.get_weights()["default_policy"].items())
+        assert any(
+            not torch.equal(before[name], value) for name, value in algorithm.get_weights()["default_policy"].items()
+        )
         assert algorithm.get_policy().metadata.trained_steps == 1
     finally:
         algorithm.stop()
+
+
+def test_algorithm_offers_what_rllib_users_expect(
+    cluster: None, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evaluation, module, policy, checkpoints by a relative path, and a second algorithm from one of them."""
+    monkeypatch.chdir(tmp_path)
+    own = {"evaluation.data": str(table), "evaluation.clips": 2, "evaluation.retentions": (0.5, 0.1)}
+    config = small_config(table).training(overrides=own, run_dir=str(tmp_path / "run"))
+    config = config.env_runners(num_env_runners=1).learners(num_learners=0).evaluation(evaluation_interval=2)
+    algorithm: CPO = config.build_algo()
+    try:
+        assert "evaluation" not in algorithm.train()
+        measured = algorithm.train()["evaluation"]["cpo"]
+        assert measured["questions"] == 4
+        assert {"full_accuracy", "accuracy_0.5", "accuracy_0.1", "evidence_recall_0.1"} <= measured.keys()
+        policy, module = algorithm.get_policy(), algorithm.get_module()
+        assert policy.metadata.trained_steps == 2
+        for weights in (module.policy.state_dict(), algorithm.get_weights()["default_policy"]):
+            assert all(torch.equal(weights[name], value) for name, value in policy.state_dict().items())
+        algorithm.save_to_path("checkpoint")
+        third = algorithm.train()["cpo"]
+        assert third["lost_actors"] == 0
+    finally:
+        algorithm.stop()
+    restored: CPO = CPO.from_checkpoint(str(tmp_path / "checkpoint"))
+    try:
+        assert restored.iteration == 2
+        assert restored.train()["cpo"]["loss"] == third["loss"]
+    finally:
+        restored.stop()
+
+
+def test_loss_that_is_no_number_ends_the_run(cluster: None, table: Path, tmp_path: Path) -> None:
+    config = small_config(table).training(overrides={"optimizer.lr": 1e30}, run_dir=str(tmp_path))
+    algorithm: CPO = config.env_runners(num_env_runners=0).learners(num_learners=0).build_algo()
+    try:
+        with pytest.raises(UserError, match=r"lower optimizer\.lr than 1e\+30"):
+            algorithm.train()
+    finally:
+        algorithm.stop()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (CPOConfig().training(lr=1e-4), r"lr=0\.0001 has no effect on CPO: use .*optimizer\.lr"),
+        (CPOConfig().debugging(seed=3), r"seed=3 has no effect on CPO: use .*run\.seed"),
+        (CPOConfig().environment("CartPole-v1"), r"env='CartPole-v1' has no effect on CPO: use .*data\.train"),
+        (CPOConfig().evaluation(evaluation_num_env_runners=2), "the rollout actors evaluate"),
+        (CPOConfig().training(overrides={"optimizer.lr": -1}), r"optimizer\.lr: .*greater than 0"),
+    ],
+)
+def test_settings_that_cpo_lacks_are_refused(config: CPOConfig, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        config.validate()
 
 
 def test_overrides_and_rllib_setters_fill_one_config() -> None:

@@ -15,6 +15,10 @@ class Died(Exception):
     """The scripted actor's process ended."""
 
 
+class Hangs(Exception):
+    """The scripted actor has not answered yet."""
+
+
 class ScriptedRunner:
     """Answers with the items' ids as reasons, unless the script tells it to fail or die."""
 
@@ -31,6 +35,8 @@ class ScriptedRunner:
         names = [item.id for item in task.items]
         self.group.seen.append("+".join(names))
         for name in names:
+            if name == self.group.hanging:
+                raise Hangs
             if self.group.deaths[name] > 0:
                 self.group.deaths[name] -= 1
                 raise Died
@@ -51,14 +57,19 @@ class ScriptedGroup:
         deaths: dict[str, int] | None = None,
         load_failures: int = 0,
         returning: bool = True,
+        hanging: str | None = None,
     ) -> None:
         self.failures, self.deaths, self.load_failures = Counter(failures), Counter(deaths), load_failures
         self.seen: list[str] = []
         self.longest = 0  # queue of an actor
         self.returning = returning
+        self.hanging = hanging  # an item that its actor never answers
+        self._worker_manager = self
+        self._actors = {number: number for number in range(1, actors + 1)}  # as handles
         self.local_env_runner = ScriptedRunner(self)
         self.runners = {number: ScriptedRunner(self) for number in range(1, actors + 1)}
         self.healthy = set(self.runners)
+        self.killed: set[int] = set()
         self.calls: dict[int, deque[Callable[[ScriptedRunner], object]]] = {number: deque() for number in self.runners}
 
     def num_remote_env_runners(self) -> int:
@@ -81,11 +92,21 @@ class ScriptedGroup:
         for actor in sorted(self.healthy):
             if self.calls[actor]:
                 try:
-                    answers.append((actor, self.calls[actor].popleft()(self.runners[actor])))
+                    if actor in self.killed:
+                        raise Died
+                    answers.append((actor, self.calls[actor][0](self.runners[actor])))
+                    self.calls[actor].popleft()
+                except Hangs:
+                    continue
                 except Died:
                     self.calls[actor].clear()
                     self.healthy.discard(actor)
+                    self.killed.discard(actor)
         return answers
+
+    def kill(self, actor: int, no_restart: bool = True) -> None:
+        assert not no_restart
+        self.killed.add(actor)
 
     def probe_unhealthy_env_runners(self, **kwargs: object) -> None:
         if self.returning:
@@ -198,3 +219,12 @@ def test_no_ready_actor_for_too_long_is_an_error() -> None:
     tickets = pool.submit([task("a")])
     with pytest.raises(UserError, match="no rollout actor was ready for 0 s"):
         pool.collect(tickets)
+
+
+def test_actor_that_hangs_on_an_item_is_killed_and_the_item_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = ScriptedGroup(1, hanging="bad")
+    monkeypatch.setattr("actors.pool.ray.kill", group.kill)
+    pool = pool_of(group, task_timeout_s=0.02)
+    results = pool.collect(pool.submit([task("a", "bad"), task("b")]))
+    found = {name: reason for result in results for name, reason in outcome(result).items()}
+    assert found == {"a": "answered", "b": "answered", "bad": "failed 3 times: the rollout actor died"}

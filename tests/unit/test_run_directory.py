@@ -11,8 +11,12 @@ from cluster.run_directory import RunDirectory
 
 
 def test_a_run_that_ended_before_its_first_step_may_be_started_again(tmp_path: Path) -> None:
-    RunDirectory.create(tmp_path / "run", TrainConfig()).release()
-    RunDirectory.create(tmp_path / "run", TrainConfig(run={"steps": 3})).release()
+    first = RunDirectory.create(tmp_path / "run", TrainConfig())
+    first.skipped.write_text("{}\n")
+    first.release()
+    again = RunDirectory.create(tmp_path / "run", TrainConfig(run={"steps": 3}))
+    again.release()
+    assert not again.skipped.exists()
     assert RunDirectory.resume(tmp_path / "run")[1].run.steps == 3
 
 
@@ -41,3 +45,47 @@ def test_resuming_a_complete_run_says_so_and_starts_nothing(tmp_path: Path, caps
     run.release()
     train(resume=run.folder)
     assert "all 2 steps are done; for more raise run.steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("result", ["metrics.jsonl", "checkpoints/step-000020/file"])
+def test_folder_with_results_is_in_use(result: str, tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run", TrainConfig())
+    run.release()
+    (run.folder / result).parent.mkdir(parents=True, exist_ok=True)
+    (run.folder / result).write_text('{"step": 0}\n')
+    with pytest.raises(UserError, match="is in use"):
+        RunDirectory.create(run.folder, TrainConfig())
+
+
+def test_folder_that_another_process_holds_is_refused(tmp_path: Path) -> None:
+    first = RunDirectory.create(tmp_path / "run", TrainConfig())
+    for start in (lambda: RunDirectory.create(first.folder, TrainConfig()), lambda: RunDirectory.resume(first.folder)):
+        with pytest.raises(UserError, match="being written by another run"):
+            start()
+    first.release()
+    RunDirectory.resume(first.folder)[0].release()
+
+
+def test_unfinished_checkpoints_do_not_count_and_go(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.checkpoint(2).mkdir(parents=True)
+    run.part(4).mkdir()
+    assert run.newest_checkpoint() == run.checkpoint(2)
+    run.clear_parts()
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-000002"]
+
+
+def test_oldest_checkpoints_go(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    for step in (1, 2, 3):
+        run.part(step).mkdir(parents=True)
+        run.commit_checkpoint(step, keep=2)
+    assert [path.name for path in sorted(run.checkpoints.iterdir())] == ["step-000002", "step-000003"]
+
+
+def test_row_cut_off_by_a_kill_is_left_out(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.metrics.write_text('{"step": 0}\n{"step": 1}\n{"ste')
+    assert [row["step"] for row in run.rows()] == [0, 1]
+    run.cut_metrics(1)
+    assert run.metrics.read_text() == '{"step": 0}\n'

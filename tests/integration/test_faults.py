@@ -1,0 +1,154 @@
+"""Deaths and hangs where they hurt: the run goes on with the same policy, or ends with a plain reason."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from cacovid.config import TrainConfig
+from cacovid.config_files import with_overrides
+from cacovid.errors import UserError
+from cacovid.policy.build import build_policy
+from cluster.algorithm import CPO
+from cluster.config import CPOConfig
+from cluster.initial_policy import read_policy_files
+from learner.deepspeed_learner import DeepSpeedLearner
+from learner.group import DeepSpeedLearnerGroup
+from learner.training_data import RecordData
+from tests.integration.conftest import Trained, run_training
+from tests.integration.test_same_policy import largest_difference
+from tests.made_records import make_record
+from tests.waiting import wait_until
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this number lives (a zombie does not)."""
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def actor_pids(algorithm: CPO) -> list[int]:
+    pids: list[int] = algorithm.env_runner_group.foreach_env_runner(lambda runner: os.getpid(), local_env_runner=False)
+    return pids
+
+
+@pytest.mark.slow
+def test_every_rollout_actor_killed_at_once_loses_nothing(
+    undisturbed: Trained, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_step = CPO.training_step
+    killed: list[int] = []
+
+    def step_then_kill(algorithm: CPO) -> None:
+        plain_step(algorithm)
+        if algorithm.finished_steps == 2 and not killed:
+            killed.extend(actor_pids(algorithm))
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    monkeypatch.setattr(CPO, "training_step", step_then_kill)
+    trained = run_training(with_overrides(small_run, {"actors.count": 2}), tmp_path / "run")
+    assert trained.run.rows()[-1]["lost_actors"] == 2
+    assert largest_difference(trained, undisturbed) <= 1e-6
+
+
+def test_learner_killed_while_the_last_checkpoint_is_written(
+    undisturbed: Trained, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 3 and 4 are done again from the checkpoint of step 2."""
+    plain_save = CPO.save_to_path
+    killed: list[int] = []
+
+    def kill_then_save(algorithm: CPO, path: Path, **kwargs: object) -> str:
+        if algorithm.finished_steps == 4 and not killed:
+            killed.extend(algorithm.learner_group.foreach_learner(lambda learner: os.getpid()))
+            os.kill(killed[0], signal.SIGKILL)
+        return plain_save(algorithm, path, **kwargs)
+
+    monkeypatch.setattr(CPO, "save_to_path", kill_then_save)
+    trained = run_training(with_overrides(small_run, {"learners.count": 1}), tmp_path / "run")
+    assert killed
+    assert [row["step"] for row in trained.run.rows()] == [0, 1, 2, 3]
+    assert largest_difference(trained, undisturbed) <= 1e-6
+
+
+@pytest.mark.slow
+def test_learner_killed_before_the_first_checkpoint(
+    undisturbed: Trained, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run starts over, in place."""
+    plain_step = CPO.training_step
+    killed: list[int] = []
+
+    def step_then_kill(algorithm: CPO) -> None:
+        plain_step(algorithm)
+        if not killed:
+            killed.extend(algorithm.learner_group.foreach_learner(lambda learner: os.getpid()))
+            os.kill(killed[0], signal.SIGKILL)
+
+    monkeypatch.setattr(CPO, "training_step", step_then_kill)
+    trained = run_training(with_overrides(small_run, {"learners.count": 1}), tmp_path / "run")
+    assert killed
+    assert trained.losses == pytest.approx(undisturbed.losses, rel=1e-6)
+    assert largest_difference(trained, undisturbed) <= 1e-6
+
+
+def test_death_of_a_learner_is_told_from_its_peers_broken_call(cluster: None, tmp_path: Path) -> None:
+    """The peer's error comes in first; only a death makes the run restart its learners."""
+    build_policy(TrainConfig().policy, 16, seed=0).save_pretrained(tmp_path)
+    config = CPOConfig().learners(num_learners=2)
+    group = DeepSpeedLearnerGroup(
+        config=config, module_spec=config.get_multi_rl_module_spec(), policy_files=read_policy_files(tmp_path)
+    )
+
+    def break_down(learner: DeepSpeedLearner) -> None:
+        def update(*arguments: object) -> None:
+            if learner._learner_index == 0:
+                raise RuntimeError("Connection closed by peer")
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        learner.policy_engine.update = update
+
+    group.foreach_learner(break_down)
+    try:
+        with pytest.raises(ray.exceptions.RayActorError):
+            group.update(training_data=RecordData(records=[make_record(seed) for seed in range(2)]))
+    finally:
+        group.shutdown()
+
+
+def test_stop_ends_busy_actors_at_once(cluster: None, table: Path, small_run: TrainConfig, tmp_path: Path) -> None:
+    """RLlib's own stop would wait for the ten minutes that the actor sleeps."""
+    config = CPOConfig.from_train_config(with_overrides(small_run, {"actors.count": 1}))
+    algorithm: CPO = config.training(run_dir=str(tmp_path)).build_algo()
+    (pid,) = actor_pids(algorithm)
+    algorithm.env_runner_group.foreach_env_runner_async(lambda runner: time.sleep(600), tag="test")
+    algorithm.stop()
+    wait_until(lambda: not is_running(pid))
+
+
+def test_failed_build_leaves_no_actor(
+    cluster: None, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The learner fails after the rollout actors have started; the traceback keeps their group alive."""
+    pids: list[int] = []
+    plain_cleanup = CPO.cleanup
+
+    def note_then_clean(algorithm: CPO) -> None:
+        pids.extend(actor_pids(algorithm))
+        plain_cleanup(algorithm)
+
+    monkeypatch.setattr(CPO, "cleanup", note_then_clean)
+    config = with_overrides(small_run, {"actors.count": 1, "learners.gpus": 1})
+    with pytest.raises(UserError, match=r"learners\.gpus=1, but torch sees no GPU") as failure:
+        CPOConfig.from_train_config(config).training(run_dir=str(tmp_path)).build_algo()
+    assert len(pids) == 1
+    wait_until(lambda: not is_running(pids[0]))
+    assert failure.traceback
