@@ -16,10 +16,15 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("repeatable")
 
 
-def pytest_configure() -> None:
-    """The tests talk to this machine alone, and to no Ray cluster but their own; their processes inherit it."""
+def pytest_configure(config: pytest.Config) -> None:
+    """The tests talk to this machine alone, and to no Ray cluster but their own; their processes inherit it.
+
+    Only those marked ``gpu`` see GPUs: models would go there by themselves, and compute in bfloat16.
+    """
     for name in [name for name in os.environ if name.lower().endswith("_proxy") or name == "RAY_ADDRESS"]:
         del os.environ[name]
+    if "gpu" not in config.option.markexpr.replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True)
