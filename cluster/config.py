@@ -16,6 +16,16 @@ from learner.deepspeed_learner import DeepSpeedLearner
 from learner.group import DeepSpeedLearnerGroup
 from learner.module import CompressionModule
 
+# Fields of a run that RLlib has settings of its own for: those hold the value.
+PLACEMENT = {
+    "actors.count": "num_env_runners",
+    "actors.cpus": "num_cpus_per_env_runner",
+    "actors.gpus": "num_gpus_per_env_runner",
+    "learners.count": "num_learners",
+    "learners.cpus": "num_cpus_per_learner",
+    "learners.gpus": "num_gpus_per_learner",
+}
+
 
 class CPOConfig(AlgorithmConfig):  # type: ignore[misc]
     """Configures :class:`cluster.algorithm.CPO`.
@@ -57,12 +67,9 @@ class CPOConfig(AlgorithmConfig):  # type: ignore[misc]
         return built
 
     def _adopt(self, config: TrainConfig) -> None:
-        self.num_env_runners = config.actors.count
-        self.num_cpus_per_env_runner = config.actors.cpus
-        self.num_gpus_per_env_runner = config.actors.gpus
-        self.num_learners = config.learners.count
-        self.num_cpus_per_learner = config.learners.cpus
-        self.num_gpus_per_learner = config.learners.gpus
+        for name, attribute in PLACEMENT.items():
+            section, field = name.split(".")
+            setattr(self, attribute, getattr(getattr(config, section), field))
 
     def training(
         self,
@@ -80,10 +87,11 @@ class CPOConfig(AlgorithmConfig):  # type: ignore[misc]
         """
         super().training(**kwargs)
         if overrides is not None:
-            self.overrides = {**self.overrides, **overrides}
-            counted = {name: value for name, value in overrides.items() if name.split(".")[0] in ("actors", "learners")}
-            if counted:
-                self._adopt(with_overrides(self.train_config(), counted))
+            for name, value in overrides.items():
+                if name in PLACEMENT:
+                    setattr(self, PLACEMENT[name], value)
+                else:
+                    self.overrides = {**self.overrides, name: value}
         if run_dir is not None:
             self.run_dir = run_dir
         return self
@@ -94,23 +102,17 @@ class CPOConfig(AlgorithmConfig):  # type: ignore[misc]
         Raises:
             UserError: An override that does not fit, or a setting of RLlib that CPO does not have.
         """
+        self.train_config()
         super().validate()
         if not self.in_evaluation:  # RLlib derives that config itself
             refuse_foreign_settings(self)
-        self.train_config()
 
     def train_config(self) -> TrainConfig:
         """The resolved run: base, overrides, then RLlib's own numbers of actors and learners."""
-        counts = {
-            "actors.count": self.num_env_runners,
-            "actors.cpus": self.num_cpus_per_env_runner,
-            "actors.gpus": self.num_gpus_per_env_runner,
-            "learners.count": self.num_learners,
-            "learners.gpus": self.num_gpus_per_learner,
-        }
-        if isinstance(self.num_cpus_per_learner, int | float):  # RLlib's own default is the word 'auto'
-            counts["learners.cpus"] = self.num_cpus_per_learner
-        return with_overrides(self.base, {**self.overrides, **counts})
+        placement = {name: getattr(self, attribute) for name, attribute in PLACEMENT.items()}
+        if placement["learners.cpus"] == "auto":  # RLlib's own default
+            del placement["learners.cpus"]
+        return with_overrides(self.base, {**self.overrides, **placement})
 
     def get_default_learner_class(self) -> type[DeepSpeedLearner]:
         """The DeepSpeed learner."""

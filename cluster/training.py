@@ -83,7 +83,9 @@ def connect(address: str | None) -> bool:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:
-        raise UserError(f"no Ray cluster at {address!r}: {error}") from error
+        raise UserError(
+            f"no Ray cluster at {address!r}: {error} (if it asks for a token: set RAY_AUTH_MODE=token)"
+        ) from error
     return True
 
 
@@ -136,10 +138,10 @@ def train(
     Raises:
         UserError: The run cannot start or go on for a reason that the user can mend.
     """
-    interrupt = _Interrupt()
-    algorithm, connected = None, False
+    connected = connect(address)
+    interrupt = _Interrupt()  # after Ray, which takes SIGTERM for itself
+    algorithm = None
     try:
-        connected = connect(address)
         check_resources(config, elastic=address not in (None, "local"))
         algorithm = _build(config, run)
         checkpoint = run.newest_checkpoint() if resume else None

@@ -1,5 +1,6 @@
 """The ``cacovid`` command as users type it: one line and exit code 2 for their mistakes."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -55,8 +56,9 @@ def test_address_of_the_environment_is_taken(tmp_path: Path, monkeypatch: pytest
     assert "no Ray cluster at '127.0.0.1:1'" in done.stderr
 
 
-def test_interrupted_run_leaves_a_checkpoint_and_resumes(table: Path, tmp_path: Path) -> None:
-    """Ctrl-C in the middle of a run of the real command, then ``--resume`` to the end."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_leaves_a_checkpoint_and_resumes(number: int, table: Path, tmp_path: Path) -> None:
+    """Ctrl-C, or a scheduler's notice, in the middle of a run of the real command, then ``--resume`` to the end."""
     out = tmp_path / "run"
     sets = [f"data.train={table}", "actors.count=0", "learners.count=0", "run.steps=400", "run.items_per_step=2"]
     small = ["sampling.group=8", "objective.replay_batch=2", "objective.replay_updates=1"]
@@ -71,7 +73,7 @@ def test_interrupted_run_leaves_a_checkpoint_and_resumes(table: Path, tmp_path: 
 
     try:
         wait_until(three_steps_done, 200)
-        running.send_signal(2)
+        running.send_signal(number)
         stdout, stderr = running.communicate(timeout=60)
     finally:
         running.kill()

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from ray import tune
+from ray.tune.schedulers import PopulationBasedTraining
 
 from cacovid.errors import UserError
 from cluster.algorithm import CPO
@@ -94,6 +95,14 @@ def test_overrides_and_rllib_setters_fill_one_config() -> None:
     assert config.num_env_runners == 3
 
 
+def test_search_spaces_and_placement_go_together() -> None:
+    """Tune resolves the space before the run is validated."""
+    config = CPOConfig().training(overrides={"learners.count": 0, "optimizer.lr": tune.grid_search([1e-3, 5e-3])})
+    assert config.num_learners == 0
+    with pytest.raises(UserError, match=r"optimizer\.lr"):
+        config.validate()
+
+
 def test_unknown_override_names_the_field() -> None:
     with pytest.raises(UserError, match=r"optimizer\.rate: unknown field"):
         CPOConfig().training(overrides={"optimizer.rate": 1}).train_config()
@@ -111,3 +120,33 @@ def test_tune_runs_a_grid(cluster: None, table: Path, tmp_path: Path) -> None:
     assert len(results) == 2
     assert not results.errors
     assert len({result.metrics["cpo"]["loss"] for result in results}) == 2
+
+
+@pytest.mark.slow
+def test_population_based_training_hands_checkpoints_over(cluster: None, table: Path, tmp_path: Path) -> None:
+    """The worse trial goes on from the better one's checkpoint, with a perturbed learning rate."""
+    rates = tune.grid_search([1e-6, 5e-3])
+    config = small_config(table).training(overrides={"run.steps": 8, "optimizer.lr": rates})
+    scheduler = PopulationBasedTraining(
+        time_attr="training_iteration",
+        metric="cpo/loss",
+        mode="min",
+        perturbation_interval=2,
+        synch=True,
+        quantile_fraction=0.5,
+        hyperparam_mutations={"overrides": {"optimizer.lr": tune.loguniform(1e-3, 1e-2)}},
+    )
+    results = tune.Tuner(
+        CPO,
+        param_space=config.env_runners(num_env_runners=1).learners(num_learners=0),
+        tune_config=tune.TuneConfig(scheduler=scheduler),
+        run_config=tune.RunConfig(
+            stop={"training_iteration": 4},
+            storage_path=str(tmp_path),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=2),
+            verbose=0,
+        ),
+    ).fit()
+    assert not results.errors
+    assert [result.metrics["cpo"]["step"] for result in results] == [3, 3]
+    assert all(result.config["overrides"]["optimizer.lr"] >= 1e-3 for result in results)
