@@ -1,6 +1,7 @@
 """The folder of one run: what is in it, who may write it, which checkpoint is the newest.
 
 DIR/config.toml           the resolved configuration
+DIR/initial_policy/       the policy that training started from
 DIR/policy/               the newest policy (``CompressionPolicy.from_pretrained``)
 DIR/checkpoints/step-N/   everything a resumed run needs
 DIR/metrics.jsonl         one row per training step

@@ -45,8 +45,12 @@ def train(
     from cluster.progress import TrainingProgress
     from cluster.training import train as run_training
 
-    with TrainingProgress(resolved.run.steps) as progress:
-        outcome = run_training(resolved, run, progress.report, resume=resume is not None, address=address)
+    try:
+        with TrainingProgress(resolved.run.steps) as progress:
+            outcome = run_training(resolved, run, progress.report, resume=resume is not None, address=address)
+    except KeyboardInterrupt:
+        typer.echo(f"ended at once; go on from the newest checkpoint with --resume {run.folder}", err=True)
+        raise typer.Exit(130) from None
     run.release()
     _say(outcome)
     if outcome.interrupted:
