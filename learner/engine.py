@@ -100,7 +100,21 @@ class PolicyEngine:
             update_index: Optimiser step of the whole run, from 0.
             global_count: Records over all learners.
             spare: The records only keep this learner in step; their weight is 0.
+
+        Raises:
+            UserError: A micro-batch does not fit the GPU.
         """
+        try:
+            return self._step(records, iterations, update_index, global_count, spare)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"the learner's GPU is full: lower learners.micro_batch_tokens ({self.learners.micro_batch_tokens}), "
+                f"or raise learners.zero_stage ({self.learners.zero_stage}) and learners.count"
+            ) from error
+
+    def _step(
+        self, records: Sequence[RolloutRecord], iterations: int, update_index: int, global_count: int, spare: bool
+    ) -> dict[str, float]:
         lr = self._set_rates(update_index)
         micro_batches = list(self._micro_batches(records))
         steps = self._most_micro_batches(len(micro_batches))

@@ -14,7 +14,8 @@ from cacovid.errors import UserError
 from cacovid.policy.build import build_policy
 from cluster.algorithm import CPO
 from cluster.config import CPOConfig
-from cluster.initial_policy import read_policy_files
+from cluster.initial_policy import initial_policy_files, read_policy_files
+from cluster.training import check_resources
 from learner.deepspeed_learner import DeepSpeedLearner
 from learner.group import DeepSpeedLearnerGroup
 from learner.training_data import RecordData
@@ -152,3 +153,23 @@ def test_failed_build_leaves_no_actor(
     assert len(pids) == 1
     wait_until(lambda: not is_running(pids[0]))
     assert failure.traceback
+
+
+def test_cluster_without_room_is_told_and_not_waited_for_for_ever(
+    cluster: None, small_run: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cluster that was joined may grow: first a warning, in the end an error."""
+    large = {"actors.count": 1, "actors.cpus": 500, "learners.count": 1, "learners.cpus": 400}
+    config = with_overrides(small_run, {**large, "run.start_timeout_s": 1})
+    check_resources(config, elastic=True)
+    assert "need 900 CPUs, the cluster has 8: waiting up to 1 s" in caplog.text
+    with pytest.raises(UserError, match="room for a rollout actor of 500 CPUs"):
+        initial_policy_files(config)
+    build_policy(config.policy, 16, seed=0).save_pretrained(tmp_path)
+    algorithm_config = CPOConfig.from_train_config(config)
+    with pytest.raises(UserError, match="no room for 1 learners of 400 CPUs"):
+        DeepSpeedLearnerGroup(
+            config=algorithm_config,
+            module_spec=algorithm_config.get_multi_rl_module_spec(),
+            policy_files=read_policy_files(tmp_path),
+        )

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from cacovid.config import TrainConfig
 from cacovid.config_files import with_overrides
@@ -11,6 +12,7 @@ from cacovid.policy.build import build_policy
 from cacovid.records import RolloutRecord
 from cluster.config import CPOConfig
 from learner.deepspeed_learner import PolicyFiles
+from learner.engine import PolicyEngine
 from learner.group import DeepSpeedLearnerGroup
 from learner.training_data import RecordData
 from tests.made_records import GRID, make_record
@@ -98,6 +100,19 @@ def test_checkpoint_of_another_placement_is_refused(policy_files: PolicyFiles, t
     with pytest.raises(UserError, match=r"written by 1 learner\(s\) at ZeRO stage 1, this run has 1 at stage 2"):
         other.restore_from_path(tmp_path)
     other.shutdown()
+
+
+def test_full_gpu_names_the_remedy(
+    policy_files: PolicyFiles, records: list[RolloutRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_up(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(PolicyEngine, "_loss", fill_up)
+    group = start(policy_files, 0, 0)
+    with pytest.raises(UserError, match=r"lower learners\.micro_batch_tokens \(60\)"):
+        losses(group, records)
+    group.shutdown()
 
 
 def test_update_without_records_is_an_error() -> None:
