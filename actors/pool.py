@@ -78,6 +78,7 @@ class RolloutPool:
         self._queue: deque[_Job] = deque()
         self._in_flight: dict[int, tuple[int, _Job]] = {}  # job number -> actor, job; oldest first
         self._busy_since: dict[int, float] = {}  # when an actor began its oldest task
+        self._hung: set[int] = set()  # actors killed for that
         self._tickets: dict[int, _Ticket] = {}
         self._numbers = count()
         self._loading: set[int] = set()
@@ -232,12 +233,16 @@ class RolloutPool:
             if now - self._busy_since[actor] > self.task_timeout_s:
                 logger.error("rollout actor %d is killed: one task took over %.0f s", actor, self.task_timeout_s)
                 self._busy_since[actor] = now
+                self._hung.add(actor)
                 ray.kill(self.group._worker_manager._actors[actor], no_restart=False)
 
     def _lose(self, actor: int) -> None:
         """Take a dead actor out of service; its oldest task is the one that it died of."""
         self.lost_actors += 1
         self._ready.discard(actor)
+        self._last_ready = time.monotonic()  # the driver may have been learning since it saw the actor last
+        reason = f"took over {self.task_timeout_s:.0f} s" if actor in self._hung else "the rollout actor died"
+        self._hung.discard(actor)
         lost = {number: job for number, (holder, job) in self._in_flight.items() if holder == actor}
         for number in lost:
             del self._in_flight[number]
@@ -245,7 +250,7 @@ class RolloutPool:
             if job.ticket not in self._tickets:
                 continue  # forgotten meanwhile
             if place == 0:
-                self._fail(job, "the rollout actor died")
+                self._fail(job, reason)
             else:
                 self.requeued += 1
                 self._queue.appendleft(job)
