@@ -59,6 +59,7 @@ def test_every_rollout_actor_killed_at_once_loses_nothing(
     assert largest_difference(trained, undisturbed) <= 1e-6
 
 
+@pytest.mark.slow
 def test_learner_killed_while_the_last_checkpoint_is_written(
     undisturbed: Trained, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

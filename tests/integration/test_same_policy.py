@@ -32,7 +32,7 @@ def test_training_changes_the_policy_and_records_its_staleness(undisturbed: Trai
     assert len({row["loss"] for row in rows}) > 1
 
 
-@pytest.mark.parametrize(("actors", "learners"), [(1, 0), (2, 1)])
+@pytest.mark.parametrize(("actors", "learners"), [pytest.param(1, 0, marks=pytest.mark.slow), (2, 1)])
 def test_number_of_processes_does_not_matter(
     actors: int, learners: int, undisturbed: Trained, small_run: TrainConfig, tmp_path: Path
 ) -> None:
