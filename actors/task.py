@@ -66,6 +66,11 @@ class EvaluateTask:
 Task: TypeAlias = RolloutTask | EncodeTask | EvaluateTask
 
 
+def parts(items: Sequence[VideoQuestion], size: int) -> list[tuple[VideoQuestion, ...]]:
+    """``items`` as tasks take them: ``size`` each, in order, the last part may be shorter."""
+    return [tuple(items[at : at + size]) for at in range(0, len(items), size)]
+
+
 @dataclass(frozen=True)
 class SetAside:
     """An item that could not be used, and why."""

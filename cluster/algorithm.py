@@ -19,7 +19,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from actors.pool import RolloutPool, end_actors
-from actors.task import EncodeTask, EvaluateTask, TaskResult
+from actors.task import EncodeTask, EvaluateTask, TaskResult, parts
 from cacovid.data.skipped import SkippedItems
 from cacovid.errors import UserError
 from cacovid.policy.base import CompressionPolicy
@@ -169,17 +169,13 @@ class CPO(Algorithm):  # type: ignore[misc]
         skipped = SkippedItems(self.run_dir / "skipped-evaluation.jsonl", self.train_cfg.data.max_skipped)
         if self._evaluation_items is None:
             self._evaluation_items = evaluation_items(cfg.data, "development", cfg.clips, self.run_dir, skipped)
+        size = self.train_cfg.actors.items_per_task
         tasks = [
-            EvaluateTask(items, self.schedule.newest, cfg.retentions) for items in self._parts(self._evaluation_items)
+            EvaluateTask(part, self.schedule.newest, cfg.retentions) for part in parts(self._evaluation_items, size)
         ]
         results = self.pool.collect(self.pool.submit(tasks))
         self._set_aside(results, skipped)
         return {STATE: evaluation_metrics([each for result in results for each in result.evaluations])}
-
-    def _parts(self, items: Sequence[VideoQuestion]) -> list[tuple[VideoQuestion, ...]]:
-        """``items`` as tasks take them."""
-        size = self.train_cfg.actors.items_per_task
-        return [tuple(items[at : at + size]) for at in range(0, len(items), size)]
 
     @classmethod
     def _should_create_evaluation_env_runners(cls, eval_config: CPOConfig) -> bool:
@@ -236,7 +232,8 @@ class CPO(Algorithm):  # type: ignore[misc]
         if unknown:
             raise UserError(f"question {unknown[0]!r} of the checkpoint is not in {self.train_cfg.data.train!r}")
         items = [self.order.by_id[id] for id in snapshot.item_ids()]
-        results = self.pool.collect(self.pool.submit([EncodeTask(part) for part in self._parts(items)]))
+        tasks = [EncodeTask(part) for part in parts(items, self.train_cfg.actors.items_per_task)]
+        results = self.pool.collect(self.pool.submit(tasks))
         lost = [aside for result in results for aside in result.set_aside]
         if lost:
             raise UserError(f"item {lost[0].item.id!r} of the replay buffer can no longer be read: {lost[0].reason}")
@@ -272,4 +269,6 @@ class CPO(Algorithm):  # type: ignore[misc]
 
 def _absolute(path: str | Path | None) -> str | None:
     """A local path as RLlib and the learners' processes take it; URIs stay."""
-    return None if path is None else str(path) if "://" in str(path) else str(Path(path).absolute())
+    if path is None:
+        return None
+    return str(path) if "://" in str(path) else str(Path(path).absolute())

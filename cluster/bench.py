@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from actors.task import RolloutTask
+from actors.task import RolloutTask, parts
 from cacovid.config import TrainConfig
 from cacovid.config_files import with_overrides
 from cacovid.item_reader import ItemReader
@@ -76,9 +76,9 @@ def seconds(work: Callable[[], object]) -> float:
 def pooled(algorithm: CPO, steps: range) -> None:
     """Rollouts of ``steps`` through the actors, without the learner."""
     tasks = [
-        RolloutTask(step, algorithm.order.of_step(step)[index : index + 2], algorithm.schedule.newest, 2)
+        RolloutTask(step, part, algorithm.schedule.newest, 2)
         for step in steps
-        for index in range(0, algorithm.train_cfg.run.items_per_step, 2)
+        for part in parts(algorithm.order.of_step(step), 2)
     ]
     algorithm.pool.collect(algorithm.pool.submit(tasks))
 

@@ -7,7 +7,7 @@ is exact, so results depend neither on speed nor on the number of actors. At mos
 from collections.abc import Mapping
 
 from actors.pool import RolloutPool
-from actors.task import PublishedWeights, RolloutTask, TaskResult, Weights
+from actors.task import PublishedWeights, RolloutTask, TaskResult, Weights, parts
 from cacovid.config import TrainConfig
 from cacovid.sampling.rates import step_tokens
 from cacovid.seeding import generator
@@ -52,12 +52,10 @@ class RolloutSchedule:
 
     def _submit(self, step: int, version: int) -> None:
         self._versions[step] = version
-        items, size = self.order.of_step(step), self.config.actors.items_per_task
+        items = parts(self.order.of_step(step), self.config.actors.items_per_task)
         tokens = step_tokens(self.config.sampling, generator(self.config.run.seed, "rate", step))
         weights = self._published[version]
-        self._tickets[step] = self.pool.submit(
-            [RolloutTask(step, items[at : at + size], weights, tokens) for at in range(0, len(items), size)]
-        )
+        self._tickets[step] = self.pool.submit([RolloutTask(step, part, weights, tokens) for part in items])
 
     def versions(self) -> dict[int, int]:
         """Policy version of each step that is out."""

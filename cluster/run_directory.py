@@ -105,7 +105,7 @@ class RunDirectory:
         return found[-1] if found else None
 
     def is_complete(self, steps: int) -> bool:
-        """Whether the newest finished checkpoint is that of the last of ``steps`` training steps."""
+        """Whether all of ``steps`` training steps are saved: the newest finished checkpoint is that after the last."""
         return self.newest_checkpoint() == self.checkpoint(steps)
 
     def commit_checkpoint(self, step: int, keep: int) -> Path:

@@ -219,7 +219,7 @@ def _checkpoint(algorithm: CPO, config: TrainConfig, run: RunDirectory) -> None:
     """Save all that a resumed run needs, the policy by itself and the curve so far, unless that is done already."""
     step = algorithm.finished_steps
     with _writing(run):
-        if run.newest_checkpoint() != run.checkpoint(step):
+        if not run.is_complete(step):
             run.clear_parts()
             algorithm.save_to_path(run.part(step))
             # Before the checkpoint counts: a run with its last checkpoint is complete.

@@ -23,6 +23,7 @@ from cacovid.records import RolloutRecord
 from learner.deepspeed_import import import_deepspeed
 
 CPU_BUCKET = 1_000_000  # elements; the default of 5e8 costs seconds an iteration at ZeRO-2 on CPU
+TORCH_WRITER = "inline_container"  # the source file of torch's writer: all that its error says of a full disk
 
 
 @dataclass(frozen=True)
@@ -192,13 +193,10 @@ class PolicyEngine:
         try:
             self.engine.save_checkpoint(str(folder), tag=tag)
         except RuntimeError as error:
-            if "inline_container" not in str(
-                error
-            ):  # the source file of torch's writer: all that it says of a full disk
+            if TORCH_WRITER not in str(error):
                 raise
-            raise OSError(
-                errno.EIO, "torch could not write a whole file, as where the disk is full", str(folder)
-            ) from error
+            what = "torch could not write a whole file, as where the disk is full"
+            raise OSError(errno.EIO, what, str(folder)) from error
 
     def load(self, folder: Path, tag: str) -> None:
         """Restore what :meth:`save` wrote under the same number of learners and ZeRO stage.

@@ -23,6 +23,14 @@ def templates() -> list[psutil.Process]:
     return [process for process in processes(TEMPLATE) if process.pid not in forked]
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process of this number lives (a zombie does not)."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _command_line(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())

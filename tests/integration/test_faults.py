@@ -20,40 +20,18 @@ from learner.deepspeed_learner import DeepSpeedLearner
 from learner.group import DeepSpeedLearnerGroup
 from learner.training_data import RecordData
 from tests.integration.conftest import Trained, run_training
+from tests.integration.killing import actor_pids, kill, kill_after_step, learner_pids
 from tests.integration.test_same_policy import largest_difference
 from tests.made_records import make_record
+from tests.processes import is_running
 from tests.waiting import wait_until
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process of this number lives (a zombie does not)."""
-    stat = Path(f"/proc/{pid}/stat")
-    try:
-        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def actor_pids(algorithm: CPO) -> list[int]:
-    pids: list[int] = algorithm.env_runner_group.foreach_env_runner(lambda runner: os.getpid(), local_env_runner=False)
-    return pids
 
 
 @pytest.mark.slow
 def test_every_rollout_actor_killed_at_once_loses_nothing(
     undisturbed: Trained, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain_step = CPO.training_step
-    killed: list[int] = []
-
-    def step_then_kill(algorithm: CPO) -> None:
-        plain_step(algorithm)
-        if algorithm.finished_steps == 2 and not killed:
-            killed.extend(actor_pids(algorithm))
-            for pid in killed:
-                os.kill(pid, signal.SIGKILL)
-
-    monkeypatch.setattr(CPO, "training_step", step_then_kill)
+    kill_after_step(monkeypatch, 2, actor_pids)
     trained = run_training(with_overrides(small_run, {"actors.count": 2}), tmp_path / "run")
     assert trained.run.rows()[-1]["lost_actors"] == 2
     assert largest_difference(trained, undisturbed) <= 1e-6
@@ -69,8 +47,8 @@ def test_learner_killed_while_the_last_checkpoint_is_written(
 
     def kill_then_save(algorithm: CPO, path: Path, **kwargs: object) -> str:
         if algorithm.finished_steps == 4 and not killed:
-            killed.extend(algorithm.learner_group.foreach_learner(lambda learner: os.getpid()))
-            os.kill(killed[0], signal.SIGKILL)
+            killed.extend(learner_pids(algorithm))
+            kill(killed)
         return plain_save(algorithm, path, **kwargs)
 
     monkeypatch.setattr(CPO, "save_to_path", kill_then_save)
@@ -85,16 +63,7 @@ def test_learner_killed_before_the_first_checkpoint(
     undisturbed: Trained, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run starts over, in place."""
-    plain_step = CPO.training_step
-    killed: list[int] = []
-
-    def step_then_kill(algorithm: CPO) -> None:
-        plain_step(algorithm)
-        if not killed:
-            killed.extend(algorithm.learner_group.foreach_learner(lambda learner: os.getpid()))
-            os.kill(killed[0], signal.SIGKILL)
-
-    monkeypatch.setattr(CPO, "training_step", step_then_kill)
+    killed = kill_after_step(monkeypatch, 1, learner_pids)
     trained = run_training(with_overrides(small_run, {"learners.count": 1}), tmp_path / "run")
     assert killed
     assert trained.losses == pytest.approx(undisturbed.losses, rel=1e-6)

@@ -11,10 +11,10 @@ import pytest
 from cacovid.config import TrainConfig
 from cacovid.config_files import with_overrides
 from cacovid.errors import UserError
-from cluster.algorithm import CPO
 from cluster.run_directory import RunDirectory
 from cluster.training import train
 from tests.integration.conftest import Trained, finished, run_training
+from tests.integration.killing import actor_pids, kill_after_step, learner_pids
 from tests.tiny_models import save_tiny_model
 from tests.waiting import wait_until
 
@@ -49,17 +49,7 @@ def test_killed_rollout_actor_loses_nothing(
     undisturbed: Trained, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``kill -9`` of one of two actors while its tasks of the next step are in flight."""
-    step_before_kill = CPO.training_step
-    killed: list[int] = []
-
-    def step_then_kill(algorithm: CPO) -> None:
-        step_before_kill(algorithm)
-        if algorithm.finished_steps == 2 and not killed:
-            pids = algorithm.env_runner_group.foreach_env_runner(lambda runner: os.getpid(), local_env_runner=False)
-            os.kill(pids[0], signal.SIGKILL)
-            killed.append(pids[0])
-
-    monkeypatch.setattr(CPO, "training_step", step_then_kill)
+    killed = kill_after_step(monkeypatch, 2, lambda algorithm: actor_pids(algorithm)[:1])
     trained = run_training(with_overrides(small_run, {"actors.count": 2}), tmp_path / "run")
     assert killed
     assert trained.run.rows()[-1]["lost_actors"] == 1
@@ -70,16 +60,7 @@ def test_killed_learner_is_restarted_from_the_newest_checkpoint(
     undisturbed: Trained, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``kill -9`` of the learner after step 3: step 3 is done again from the checkpoint of step 2."""
-    plain_step = CPO.training_step
-    killed: list[int] = []
-
-    def step_then_kill(algorithm: CPO) -> None:
-        plain_step(algorithm)
-        if algorithm.finished_steps == 3 and not killed:
-            killed.extend(algorithm.learner_group.foreach_learner(lambda learner: os.getpid()))
-            os.kill(killed[0], signal.SIGKILL)
-
-    monkeypatch.setattr(CPO, "training_step", step_then_kill)
+    killed = kill_after_step(monkeypatch, 3, learner_pids)
     trained = run_training(with_overrides(small_run, {"learners.count": 1}), tmp_path / "run")
     assert killed
     assert [row["step"] for row in trained.run.rows()] == [0, 1, 2, 3]
