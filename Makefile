@@ -41,10 +41,10 @@ lint: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	$(BIN)/python -m cluster.bench
+	$(BIN)/python -m benchmarks.ray_cost
 
 bench-serve: setup
-	$(BIN)/python -m cluster.bench_serve
+	$(BIN)/python -m benchmarks.service
 
 RESULTS := runs/results
 HELD_OUT := $(RESULTS)/table/clips-held-out-250/questions.parquet

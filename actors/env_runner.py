@@ -19,13 +19,13 @@ from ray.rllib.utils.checkpoints import Checkpointable
 
 from actors.task import EncodeTask, EvaluateTask, PublishedWeights, RolloutTask, SetAside, Task, TaskResult
 from cacovid.config import TrainConfig
+from cacovid.data.reader import ItemReader
 from cacovid.errors import BadItem
-from cacovid.evaluation.evaluate import evaluate
-from cacovid.evaluation.methods import PolicyMethod
+from cacovid.evaluation.measuring import evaluate
 from cacovid.evaluation.result import EvaluationResult
-from cacovid.item_reader import ItemReader
-from cacovid.model_policy import policy_for
+from cacovid.methods.protocol import PolicyMethod
 from cacovid.policy.base import CompressionPolicy
+from cacovid.policy.model_policy import policy_for
 from cacovid.records import PolicyInput, RolloutRecord, VideoQuestion
 from cacovid.rollout import RolloutRequest, roll_out
 

@@ -17,17 +17,17 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from cacovid.answering.prompting import format_prompt, option_letters
 from cacovid.config import MAX_FRAMES, ModelConfig, SelectionConfig
-from cacovid.data.prompting import format_prompt, option_letters
 from cacovid.data.video import MAX_PIXELS, DecodedVideo, read_frames
+from cacovid.drawing import draw_kept_tokens
 from cacovid.errors import UserError
-from cacovid.evaluation.drawing import draw_kept_tokens
+from cacovid.methods.selection import budget, select_tokens
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.encoded import Encoded
 from cacovid.models.loading import load_video_llm
 from cacovid.policy.base import CompressionPolicy, PolicyMetadata
 from cacovid.records import ProblemType, VideoQuestion
-from cacovid.selection import budget, select_tokens
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cacovid.answering.scoring import score
 from cacovid.config import SamplingConfig
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.encoded import Encoded, Positions
@@ -17,7 +18,6 @@ from cacovid.records import RolloutRecord, ScoredCombinations, VideoQuestion
 from cacovid.sampling.adaptive_rate import adapt_rate
 from cacovid.sampling.ocss import sample_combinations
 from cacovid.sampling.rates import rate_of
-from cacovid.scoring import score
 from cacovid.seeding import generator
 
 

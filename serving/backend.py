@@ -1,6 +1,6 @@
 """What the HTTP side asks of whatever reads videos and answers.
 
-``serving.serve_backend`` goes through Ray Serve, ``serving.local_backend`` stays in one process; the HTTP
+``serving.replicas.backend`` goes through Ray Serve, ``tests.support.local_backend`` stays in one process; the HTTP
 side does not know which it has.
 """
 

@@ -27,7 +27,7 @@ def deploy_schema(config: ServiceConfig, host: str, port: int) -> dict[str, Any]
             {
                 "name": APPLICATION,
                 "route_prefix": "/",
-                "import_path": "serving.app:build",
+                "import_path": "serving.application:build",
                 "args": args,
                 "deployments": [{"name": ENGINE, "user_config": engine_user_config(config)}],
             }

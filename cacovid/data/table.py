@@ -26,11 +26,11 @@ from typing import Any, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cacovid.data.prompting import option_letters
+from cacovid.answering.prompting import option_letters
+from cacovid.answering.reward import final_answer, parse_number
 from cacovid.data.skipped import SkippedItems
 from cacovid.errors import BadItem, UserError
 from cacovid.records import ProblemType, VideoQuestion
-from cacovid.reward import final_answer, parse_number
 
 PROBLEM_TYPES: tuple[str, ...] = get_args(ProblemType)
 SCHEMA = pa.schema(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from transformers import LlavaOnevisionForConditionalGeneration, ProcessorMixin
 
-from cacovid.data.prompting import format_prompt
+from cacovid.answering.prompting import format_prompt
 from cacovid.embedded.clips import draw_clip
 from cacovid.embedded.dataset import question_record
 from cacovid.embedded.questions import clip_questions

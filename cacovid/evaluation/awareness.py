@@ -6,8 +6,8 @@ A policy that only tells objects from background reaches 0.5, one that reads the
 import torch
 from torch import Tensor
 
-from cacovid.evaluation.baselines import evidence_cells
-from cacovid.evaluation.methods import EvaluationCase
+from cacovid.methods.baselines import evidence_cells
+from cacovid.methods.protocol import EvaluationCase
 
 
 def area_under_curve(positive: Tensor, negative: Tensor) -> float:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from cacovid.data.prompting import format_prompt
+from cacovid.answering.prompting import format_prompt
+from cacovid.answering.scoring import score
 from cacovid.errors import BadItem
 from cacovid.models.adapter import VideoLLM
 from cacovid.records import VideoQuestion
-from cacovid.scoring import score
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from cacovid.errors import UserError
 from cacovid.models.adapter import VideoLLM
 from cacovid.policy.base import CompressionPolicy, PolicyMetadata
 from cacovid.policy.build import build_policy
-from cacovid.policy.checkpoint_files import read_tensors
 from cacovid.policy.decoder_layer import NonCausalLayer
+from cacovid.policy.files import read_tensors
 
 PREFIX = "compression_policy."
 IGNORED = "mode_selection."

@@ -34,9 +34,9 @@ def compress(
     from rich.console import Console
 
     from cacovid.compressor import Compressor
+    from cacovid.drawing import save_image
     from cacovid.errors import UserError
-    from cacovid.evaluation.drawing import save_image
-    from cluster.evaluation import selection_rule
+    from cluster.commands.evaluation import selection_rule
 
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out} is no PNG file: give a name that ends in .png")

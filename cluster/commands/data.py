@@ -18,7 +18,7 @@ def check(
     skipped: Annotated[Path | None, typer.Option(help="write unusable items here (JSON lines)")] = None,
 ) -> None:
     """Check columns, rows and that every video decodes; exit code 1 if any item is unusable."""
-    from cluster.question_data import check_table
+    from cluster.commands.question_data import check_table
 
     if not check_table(table, frames, max_pixels, skipped):
         raise typer.Exit(1)
@@ -31,7 +31,7 @@ def show(
     problem_type: Annotated[str | None, typer.Option(help="only this problem type")] = None,
 ) -> None:
     """Print the first questions of a table."""
-    from cluster.question_data import show_table
+    from cluster.commands.question_data import show_table
 
     show_table(table, rows, problem_type)
 
@@ -47,6 +47,6 @@ def blind_test(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the output table")] = False,
 ) -> None:
     """Drop questions that the model answers right without the video (the paper's blind test)."""
-    from cluster.question_data import BlindTest, blind_test_table
+    from cluster.commands.question_data import BlindTest, blind_test_table
 
     blind_test_table(table, out, BlindTest(model, instruction, right_from, max_new_tokens), overwrite)

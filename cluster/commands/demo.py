@@ -22,8 +22,8 @@ def demo(out: Annotated[Path, typer.Option(help="folder of the new run")] = Path
 
 def _draw(out: Path) -> list[Path]:
     """Kept tokens of a few held-out questions, two on each clip, so that one sees the question matter."""
+    from cacovid.answering.prompting import option_letters
     from cacovid.compressor import Compressor
-    from cacovid.data.prompting import option_letters
     from cacovid.embedded.dataset import write_dataset
     from cacovid.embedded.splits import split_seeds
 

@@ -40,7 +40,7 @@ def evaluate(
     """Accuracy, evidence recall and question-awareness of selection methods at equal token budgets."""
     ratios = numbers(retention, "--retention")
     policies = labelled_policies(policy or [])
-    from cluster.evaluation import EvaluationRequest, run_evaluation
+    from cluster.commands.evaluation import EvaluationRequest, run_evaluation
 
     run_evaluation(
         EvaluationRequest(

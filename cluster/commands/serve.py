@@ -39,11 +39,11 @@ def serve(
 
         typer.echo(to_yaml(resolved), nl=False)
         return
-    from cluster.service_address import check_address
+    from serving.address import check_address
 
     check_address(host, port, resolved)
-    from cluster.service import deploy, running_service
-    from cluster.service_signals import wait_for_signals
+    from serving.running import deploy, running_service
+    from serving.signals import wait_for_signals
 
     with running_service(resolved, host, port, address):
         typer.echo(f"http://{host}:{port}  (page at /, API below /v1); model ids: {', '.join(_ids(resolved))}")

@@ -1,12 +1,8 @@
 """What several commands do with their arguments."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cacovid.errors import UserError
-
-if TYPE_CHECKING:
-    from cacovid.records import VideoQuestion
 
 
 def numbers(text: str, option: str) -> list[float]:
@@ -59,11 +55,3 @@ def output_folder(path: Path, overwrite: bool) -> Path:
     except OSError as error:
         raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
     return path
-
-
-def first_clips(items: "list[VideoQuestion]", count: int | None) -> "list[VideoQuestion]":
-    """The questions about the first ``count`` different videos, those about one video side by side."""
-    by_video: dict[str, list[VideoQuestion]] = {}
-    for item in items:
-        by_video.setdefault(item.video, []).append(item)
-    return [item for video in list(by_video)[:count] for item in by_video[video]]

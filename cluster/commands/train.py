@@ -8,7 +8,7 @@ import typer
 from cacovid.errors import UserError
 
 if TYPE_CHECKING:
-    from cluster.training import TrainingOutcome
+    from cluster.training.run import TrainingOutcome
 
 
 def train(
@@ -30,7 +30,7 @@ def train(
             f"actors.count, may be changed in {resume / 'config.toml'})"
         )
     from cacovid.config_files import load_config
-    from cluster.run_directory import RunDirectory
+    from cluster.training.run_directory import RunDirectory
 
     if resume is not None:
         run, resolved = RunDirectory.resume(resume)
@@ -42,8 +42,8 @@ def train(
         assert out is not None
         resolved = load_config(config, overrides or [])
         run = RunDirectory.create(out, resolved)
-    from cluster.progress import TrainingProgress
-    from cluster.training import train as run_training
+    from cluster.training.progress import TrainingProgress
+    from cluster.training.run import train as run_training
 
     try:
         with TrainingProgress(resolved.run.steps) as progress:

@@ -16,7 +16,6 @@ from starlette.exceptions import HTTPException
 
 from serving.api.gate import Admission, Gate
 from serving.api.keys import Keys
-from serving.api.page import Sample, add_page
 from serving.api.requests import ChatRequest, CompressRequest, engine_request
 from serving.api.responses import (
     AssistantMessage,
@@ -38,6 +37,7 @@ from serving.config import ServiceConfig
 from serving.engine.records import Delta, EngineRequest, Event, Failed, Finished, Report
 from serving.errors import ApiError
 from serving.media.records import VideoInput
+from serving.page.routes import Sample, add_page
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": meaning}

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from cacovid.errors import UserError
-from cacovid.evaluation.baselines import OracleEvidence
-from cacovid.evaluation.methods import EvaluationCase
-from cacovid.evaluation.registry import BASELINES
+from cacovid.methods.baselines import OracleEvidence
+from cacovid.methods.protocol import EvaluationCase
+from cacovid.methods.registry import BASELINES
+from cacovid.methods.selection import budget, select_tokens
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.encoded import Encoded
 from cacovid.policy.base import CompressionPolicy
 from cacovid.records import VideoQuestion
-from cacovid.selection import budget, select_tokens
 from serving.config import EngineConfig
 from serving.engine.cache import FeatureCache
 from serving.engine.records import ALL, POLICY, Compression, EngineRequest, Positions, Report, Timings

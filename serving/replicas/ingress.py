@@ -10,11 +10,11 @@ from ray.serve.handle import DeploymentHandle
 from serving.api.app import create_app
 from serving.api.gate import Admission
 from serving.api.keys import Keys
-from serving.api.page import Sample
 from serving.api.telemetry import Telemetry
 from serving.config import ServiceConfig
 from serving.logs import set_up_logs
-from serving.serve_backend import ServeBackend
+from serving.page.routes import Sample
+from serving.replicas.backend import ServeBackend
 
 
 @serve.ingress()

@@ -14,8 +14,8 @@ from cacovid.config_files import with_overrides
 from cacovid.embedded.dataset import TABLE, write_dataset
 from cacovid.embedded.splits import split_seeds
 from cacovid.policy.base import CompressionPolicy
-from cluster.run_directory import RunDirectory
-from cluster.training import TrainingOutcome, train
+from cluster.training.run import TrainingOutcome, train
+from cluster.training.run_directory import RunDirectory
 
 SMALL_RUN = {
     "run.steps": 4,

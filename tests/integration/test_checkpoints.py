@@ -11,10 +11,10 @@ from cacovid.config import TrainConfig
 from cacovid.config_files import with_overrides
 from cacovid.data.table import read_questions, write_questions
 from cacovid.errors import UserError
-from cluster.algorithm import CPO
-from cluster.config import CPOConfig
-from cluster.run_directory import RunDirectory
-from cluster.training import train
+from cluster.training.cpo import CPO
+from cluster.training.cpo_config import CPOConfig
+from cluster.training.run import train
+from cluster.training.run_directory import RunDirectory
 from tests.integration.conftest import Trained, finished
 
 

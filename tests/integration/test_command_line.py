@@ -9,19 +9,19 @@ import pytest
 import ray
 
 from cacovid.errors import UserError
-from cluster.main import main
-from cluster.training import connect
-from tests.waiting import wait_until
+from cluster.commands.main import main
+from cluster.training.run import connect
+from tests.support.waiting import wait_until
 
 
 def cacovid(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cluster.main", *arguments]
+    command = [sys.executable, "-m", "cluster.commands.main", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
 def test_help_imports_nothing_heavy() -> None:
     """What makes ``--help`` answer within a second, checked by what is imported, not by a clock."""
-    code = "import sys, cluster.main; print({'torch', 'ray', 'transformers', 'deepspeed'} & set(sys.modules))"
+    code = "import sys, cluster.commands.main; print({'torch', 'ray', 'transformers', 'deepspeed'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -93,7 +93,7 @@ def test_interrupted_run_leaves_a_checkpoint_and_resumes(number: int, table: Pat
     sets = [f"data.train={table}", "actors.count=0", "learners.count=0", "run.steps=400", "run.items_per_step=2"]
     small = ["sampling.group=8", "objective.replay_batch=2", "objective.replay_updates=1"]
     arguments = [part for each in [*sets, *small] for part in ("--set", each)]
-    command = [sys.executable, "-m", "cluster.main", "train", "--out", str(out), *arguments]
+    command = [sys.executable, "-m", "cluster.commands.main", "train", "--out", str(out), *arguments]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = out / "metrics.jsonl"
 

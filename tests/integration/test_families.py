@@ -11,7 +11,7 @@ from cacovid.config_files import with_overrides
 from cacovid.data.table import read_questions
 from cacovid.policy.base import CompressionPolicy
 from tests.integration.conftest import run_training
-from tests.tiny_models import BUILDERS, save_tiny_model
+from tests.support.tiny_models import BUILDERS, save_tiny_model
 
 STEPS = 2
 LATE = {"policy.kind": "late", "objective.replay_batch": 4, "objective.replay_updates": 2, "optimizer.warmup_steps": 0}

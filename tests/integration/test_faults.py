@@ -12,19 +12,19 @@ from cacovid.config import TrainConfig
 from cacovid.config_files import with_overrides
 from cacovid.errors import UserError
 from cacovid.policy.build import build_policy
-from cluster.algorithm import CPO
-from cluster.config import CPOConfig
-from cluster.initial_policy import initial_policy_files, read_policy_files
-from cluster.training import check_resources
+from cluster.training.cpo import CPO
+from cluster.training.cpo_config import CPOConfig
+from cluster.training.initial_policy import initial_policy_files, read_policy_files
+from cluster.training.run import check_resources
 from learner.deepspeed_learner import DeepSpeedLearner
 from learner.group import DeepSpeedLearnerGroup
 from learner.training_data import RecordData
 from tests.integration.conftest import Trained, run_training
-from tests.integration.killing import actor_pids, kill, kill_after_step, learner_pids
 from tests.integration.test_same_policy import largest_difference
-from tests.made_records import make_record
-from tests.processes import is_running
-from tests.waiting import wait_until
+from tests.support.killing import actor_pids, kill, kill_after_step, learner_pids
+from tests.support.made_records import make_record
+from tests.support.processes import is_running
+from tests.support.waiting import wait_until
 
 
 @pytest.mark.slow

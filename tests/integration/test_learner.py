@@ -10,12 +10,12 @@ from cacovid.config_files import with_overrides
 from cacovid.errors import UserError
 from cacovid.policy.build import build_policy
 from cacovid.records import RolloutRecord
-from cluster.config import CPOConfig
+from cluster.training.cpo_config import CPOConfig
 from learner.deepspeed_learner import PolicyFiles
 from learner.engine import PolicyEngine
 from learner.group import DeepSpeedLearnerGroup
 from learner.training_data import RecordData
-from tests.made_records import GRID, make_record
+from tests.support.made_records import GRID, make_record
 
 WIDTH = 16
 

@@ -5,10 +5,10 @@ import shutil
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from serving.samples import draw_samples
-from tests.serving_server import KEY, Running, running, service_config
-from tests.serving_videos import clip_bytes
-from tests.waiting import PATIENCE_S, wait_until
+from serving.page.samples import draw_samples
+from tests.support.serving_server import KEY, Running, running, service_config
+from tests.support.serving_videos import clip_bytes
+from tests.support.waiting import PATIENCE_S, wait_until
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [

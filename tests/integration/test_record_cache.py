@@ -5,7 +5,7 @@ import ray
 
 from cacovid.records import RolloutRecord
 from learner.record_cache import RecordCache
-from tests.made_records import make_record
+from tests.support.made_records import make_record
 
 
 @pytest.fixture

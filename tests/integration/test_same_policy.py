@@ -11,12 +11,12 @@ import pytest
 from cacovid.config import TrainConfig
 from cacovid.config_files import with_overrides
 from cacovid.errors import UserError
-from cluster.run_directory import RunDirectory
-from cluster.training import train
+from cluster.training.run import train
+from cluster.training.run_directory import RunDirectory
 from tests.integration.conftest import Trained, finished, run_training
-from tests.integration.killing import actor_pids, kill_after_step, learner_pids
-from tests.tiny_models import save_tiny_model
-from tests.waiting import wait_until
+from tests.support.killing import actor_pids, kill_after_step, learner_pids
+from tests.support.tiny_models import save_tiny_model
+from tests.support.waiting import wait_until
 
 
 def largest_difference(one: Trained, other: Trained) -> float:
@@ -72,7 +72,7 @@ def test_resume_after_kill_of_the_driver_repeats_the_uninterrupted_losses(
     undisturbed: Trained, small_run: TrainConfig, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "tests.integration.slow_driver", str(folder), small_run.model_dump_json()]
+    command = [sys.executable, "-m", "tests.support.slow_driver", str(folder), small_run.model_dump_json()]
     driver = subprocess.Popen(command, start_new_session=True, cwd=Path(__file__).parents[2])
     run = RunDirectory(folder)
 

@@ -19,14 +19,14 @@ import ray
 
 from cacovid.compressor import Compressor
 from cacovid.errors import UserError
-from cluster.service import deploy, running_service
 from serving.config import ServiceConfig
-from tests.ports import free_port
-from tests.processes import processes, templates
-from tests.serving_server import BASE, KEY, POLICY, policy_folder, service_config, write_keys
-from tests.serving_videos import clip_bytes, data_url
-from tests.unit.test_serving_api import messages, question_about
-from tests.waiting import get, wait_until
+from serving.running import deploy, running_service
+from tests.support.ports import free_port
+from tests.support.processes import processes, templates
+from tests.support.serving_server import BASE, KEY, POLICY, policy_folder, service_config, write_keys
+from tests.support.serving_videos import clip_bytes, data_url
+from tests.support.waiting import get, wait_until
+from tests.unit.serving.test_api import messages, question_about
 
 PATIENCE_S = 150.0  # longer than api.request_timeout_s: the service itself says what became of a request
 FIXED = {"model": POLICY, "messages": messages(), "max_tokens": 4, "compression": {"retention": 0.25}}

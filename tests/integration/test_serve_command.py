@@ -20,16 +20,16 @@ import httpx2 as httpx
 import pytest
 from ray import serve
 
-from cluster.load import steady_load
-from cluster.service import running_service
-from tests.ports import free_port
-from tests.serving_server import policy_folder, service_config
-from tests.unit.test_serving_api import messages
-from tests.waiting import PATIENCE_S, get, wait_until
+from benchmarks.load import steady_load
+from serving.running import running_service
+from tests.support.ports import free_port
+from tests.support.serving_server import policy_folder, service_config
+from tests.support.waiting import PATIENCE_S, get, wait_until
+from tests.unit.serving.test_api import messages
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "cluster.main", "serve", *arguments]
+    return [sys.executable, "-m", "cluster.commands.main", "serve", *arguments]
 
 
 @pytest.mark.parametrize(

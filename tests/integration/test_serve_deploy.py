@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 import serving
-from tests.ports import free_port
-from tests.serving_server import policy_folder
-from tests.unit.test_serving_api import messages
-from tests.waiting import get, wait_until
+from tests.support.ports import free_port
+from tests.support.serving_server import policy_folder
+from tests.support.waiting import get, wait_until
+from tests.unit.serving.test_api import messages
 
 pytestmark = pytest.mark.slow  # a Ray cluster of its own, with a dashboard
 

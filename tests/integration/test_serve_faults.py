@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import httpx2 as httpx
 import pytest
 
-from cluster.service import running_service
 from serving.config import ServiceConfig
-from tests.https_server import HttpsServer, https_server
-from tests.ports import free_port
-from tests.processes import decoders, processes
-from tests.tiny_models import save_tiny_model
-from tests.unit.test_serving_api import messages
-from tests.waiting import wait_until
+from serving.running import running_service
+from tests.support.https_server import HttpsServer, https_server
+from tests.support.ports import free_port
+from tests.support.processes import decoders, processes
+from tests.support.tiny_models import save_tiny_model
+from tests.support.waiting import wait_until
+from tests.unit.serving.test_api import messages
 
 pytestmark = pytest.mark.slow  # an application of its own, and replicas take their time to start again
 

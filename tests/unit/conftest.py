@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def llm() -> "VideoLLM":
     """The tiny random Video-LLM of ``engine``."""
-    from tests.serving_engine import KIND, tiny_llm
+    from tests.support.serving_engine import KIND, tiny_llm
 
     return tiny_llm(KIND)
 
@@ -20,6 +20,6 @@ def llm() -> "VideoLLM":
 @pytest.fixture
 def engine() -> "Engine":
     """An engine with one policy, 'trained', and the model alone, 'plain'."""
-    from tests.serving_engine import engine_of
+    from tests.support.serving_engine import engine_of
 
     return engine_of()

@@ -10,11 +10,11 @@ from cacovid.compressor import Compressor, model_config_for
 from cacovid.config import ModelConfig, SelectionConfig, TrainConfig
 from cacovid.data.video import read_frames
 from cacovid.errors import BadItem, UserError
-from cacovid.model_policy import policy_for
 from cacovid.models.loading import load_video_llm
 from cacovid.policy.base import PolicyMetadata
-from tests.tiny_models import save_tiny_model
-from tests.video_files import grey_levels, write_video
+from cacovid.policy.model_policy import policy_for
+from tests.support.tiny_models import save_tiny_model
+from tests.support.video_files import grey_levels, write_video
 
 
 @pytest.fixture(scope="module")

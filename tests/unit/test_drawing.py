@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cacovid.evaluation.drawing import KEPT, draw_kept_tokens, save_image
+from cacovid.drawing import KEPT, draw_kept_tokens, save_image
 from cacovid.records import TokenGrid
 
 

@@ -3,17 +3,17 @@
 import pytest
 import torch
 
+from cacovid.answering.scoring import score
 from cacovid.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
+from cacovid.data.reader import ItemReader
 from cacovid.data.table import read_questions
 from cacovid.embedded.dataset import TABLE, write_dataset
 from cacovid.embedded.splits import split_seeds
 from cacovid.errors import BadItem
-from cacovid.item_reader import ItemReader
-from cacovid.model_policy import policy_for
+from cacovid.policy.model_policy import policy_for
 from cacovid.records import Mode, RolloutRecord, VideoQuestion
 from cacovid.rollout import RolloutRequest, roll_out
 from cacovid.sampling import adapt_rate
-from cacovid.scoring import score
 
 SAMPLING = SamplingConfig(group=8)
 

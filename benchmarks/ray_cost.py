@@ -1,0 +1,175 @@
+"""``make bench``: what the distributed system costs over a plain process, side by side in one run.
+
+Rollouts: combinations scored per second by one plain process calling ``roll_out``, by two rollout actors
+through the pool, and by the whole system (two actors, one learner, replay). Learner: seconds of one
+optimiser step in plain PyTorch and through the DeepSpeed learner group. Rounds alternate, so that a drift
+of the machine's speed hits both sides; ratios are taken within a round.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import ray
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from actors.task import RolloutTask, parts
+from cacovid.config import TrainConfig
+from cacovid.config_files import with_overrides
+from cacovid.data.reader import ItemReader
+from cacovid.objective.loss import batch_loss
+from cacovid.policy.base import CompressionPolicy
+from cacovid.policy.batch import collate
+from cacovid.policy.model_policy import policy_for
+from cacovid.records import RolloutRecord
+from cacovid.rollout import RolloutRequest, roll_out
+from cluster.training.cpo import CPO
+from cluster.training.cpo_config import CPOConfig
+from cluster.training.run import connect
+from learner.training_data import RecordData
+
+ROUNDS = 5
+STEPS_PER_ROUND = 4
+CLIPS = 64
+
+
+@dataclass(frozen=True)
+class Plain:
+    """One process with a reader and a policy, and nothing else."""
+
+    reader: ItemReader
+    policy: CompressionPolicy
+    config: TrainConfig
+
+    def roll_out(self, algorithm: CPO, step: int) -> list[RolloutRecord]:
+        """The rollouts of one training step."""
+        request = RolloutRequest(
+            self.config.run.seed, step, 0, 2, self.config.model.max_new_tokens, self.config.model.positions
+        )
+        return [
+            roll_out(self.reader.video_llm, self.policy, self.reader.encode(item), item, self.config.sampling, request)
+            for item in algorithm.order.of_step(step)
+        ]
+
+    def update(self, optimizer: torch.optim.Optimizer, records: list[RolloutRecord]) -> None:
+        """One optimiser step in plain PyTorch."""
+        output = self.policy(collate([record.input for record in records]))
+        loss = batch_loss(output, records, 1, self.config.objective).loss / len(records)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.optimizer.grad_norm)
+        optimizer.step()
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall time of ``work()``."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def pooled(algorithm: CPO, steps: range) -> None:
+    """Rollouts of ``steps`` through the actors, without the learner."""
+    tasks = [
+        RolloutTask(step, part, algorithm.schedule.newest, 2)
+        for step in steps
+        for part in parts(algorithm.order.of_step(step), 2)
+    ]
+    algorithm.pool.collect(algorithm.pool.submit(tasks))
+
+
+def main() -> None:
+    """What Ray and DeepSpeed cost over a plain process, side by side, printed as two tables."""
+    console = Console()
+    torch.set_num_threads(1)
+    connect(None)
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = {"data.train_clips": CLIPS, "run.steps": 10_000, "data.cache_bytes": 0}
+        config = with_overrides(TrainConfig(), overrides)
+        algorithm: CPO = CPOConfig.from_train_config(config).training(run_dir=folder).build_algo()
+        try:
+            _rollouts(console, algorithm, config)
+            _learner(console, algorithm, config)
+        finally:
+            algorithm.stop()
+    ray.shutdown()
+
+
+def _plain(config: TrainConfig) -> Plain:
+    reader = ItemReader.load(config.model, config.data, None)
+    return Plain(reader, policy_for(reader.video_llm, config), config)
+
+
+def _rollouts(console: Console, algorithm: CPO, config: TrainConfig) -> None:
+    plain = _plain(config)
+    steps = range(STEPS_PER_ROUND)
+    combinations = STEPS_PER_ROUND * config.run.items_per_step * config.sampling.group
+
+    def system() -> None:
+        for _ in steps:
+            algorithm.train()
+
+    def one_process() -> None:
+        for step in steps:
+            plain.roll_out(algorithm, step)
+
+    for warm in (one_process, system):
+        warm()
+    rounds = []
+    for _ in range(ROUNDS):
+        algorithm.pool.settle()
+        alone = seconds(one_process)
+        actors = seconds(lambda: pooled(algorithm, steps))
+        rounds.append((alone, actors, seconds(system)))
+    table = Table(title=f"combinations scored per second, median of {ROUNDS} rounds of {combinations}")
+    for name in ("", "combinations/s", "ratio to one plain process (min - max)"):
+        table.add_column(name)
+    names = ("one plain process", "two rollout actors", "whole system: two actors, one learner, replay")
+    for place, name in enumerate(names):
+        rates = [combinations / each[place] for each in rounds]
+        ratios = [each[0] / each[place] for each in rounds]
+        table.add_row(name, f"{statistics.median(rates):.0f}", _spread(ratios))
+    console.print(table)
+
+
+def _learner(console: Console, algorithm: CPO, config: TrainConfig) -> None:
+    plain = _plain(config)
+    records = [record for step in range(3) for record in plain.roll_out(algorithm, step)]
+    records = records[: config.objective.replay_batch]
+    optimizer = torch.optim.AdamW(plain.policy.parameters(), lr=config.optimizer.lr)
+    handles = [ray.put(record) for record in records]
+
+    def through_group() -> None:
+        algorithm.learner_group.update(training_data=RecordData(records=list(handles)))
+
+    def in_process() -> None:
+        plain.update(optimizer, records)
+
+    in_process()
+    through_group()
+    rounds = [(seconds(in_process), seconds(through_group)) for _ in range(4 * ROUNDS)]
+    table = Table(title=f"one optimiser step on {len(records)} questions, median of {len(rounds)} rounds")
+    for name in ("", "milliseconds", "ratio to plain PyTorch (min - max)"):
+        table.add_column(name)
+    for place, name in enumerate(
+        ("plain PyTorch, records in memory", "DeepSpeed learner process, records by reference")
+    ):
+        table.add_row(
+            name,
+            f"{1000 * statistics.median(each[place] for each in rounds):.0f}",
+            _spread([each[place] / each[0] for each in rounds]),
+        )
+    console.print(table)
+
+
+def _spread(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f})"
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,9 +1,0 @@
-"""What a rollout and a learner step cost at the shape of a real Video-LLM, with random weights.
-
-python -m cacovid.benchmarking configs/llava-onevision-7b-paper.toml
-"""
-
-from cacovid.models.torchvision_mend import mend_torchvision
-
-# transformers' processors import torchvision.
-mend_torchvision()

@@ -1,0 +1,84 @@
+"""Reads video questions for a frozen Video-LLM: a video is decoded and run through the tower once."""
+
+import time
+from pathlib import Path
+from typing import Self
+
+from cacovid.answering.prompting import format_prompt
+from cacovid.config import DataConfig, ModelConfig
+from cacovid.data.cache import EmbeddingCache, feature_key
+from cacovid.data.video import MAX_PIXELS, content_key, read_frames
+from cacovid.models.adapter import VideoLLM
+from cacovid.models.encoded import Encoded, VideoFeatures
+from cacovid.models.loading import load_video_llm
+from cacovid.records import VideoQuestion
+
+
+class ItemReader:
+    """Decodes and encodes items.
+
+    The last video's features are kept for the next question about it; with a cache, the tower runs once
+    for a (video content, model, frame count) in any process that shares the cache's folder.
+
+    Attributes:
+        encode_seconds: Wall time spent in :meth:`encode` so far.
+    """
+
+    def __init__(
+        self,
+        video_llm: VideoLLM,
+        num_frames: int,
+        *,
+        instruction: str = "",
+        max_pixels: int = MAX_PIXELS,
+        cache: EmbeddingCache | None = None,
+    ) -> None:
+        self.video_llm = video_llm
+        self.num_frames = num_frames
+        self.instruction = instruction
+        self.max_pixels = max_pixels
+        self.cache = cache
+        self.encode_seconds = 0.0
+        self._last: tuple[str, VideoFeatures] | None = None
+
+    @classmethod
+    def load(cls, model: ModelConfig, data: DataConfig, cache_dir: Path | None = None) -> Self:
+        """Load the model of ``model`` and open the embedding cache in ``cache_dir`` (None: no cache)."""
+        cache = EmbeddingCache(cache_dir, data.cache_bytes) if cache_dir and data.cache_bytes else None
+        return cls(
+            load_video_llm(model),
+            model.num_frames,
+            instruction=data.instruction,
+            max_pixels=data.max_pixels,
+            cache=cache,
+        )
+
+    def encode(self, item: VideoQuestion) -> Encoded:
+        """The item with all its video tokens.
+
+        Raises:
+            BadItem: The video cannot be read or is too large.
+        """
+        started = time.perf_counter()
+        try:
+            features = self._features(item.video)
+            return self.video_llm.encode(None, format_prompt(item, self.instruction), features=features)
+        finally:
+            self.encode_seconds += time.perf_counter() - started
+
+    def _features(self, path: str) -> VideoFeatures:
+        if self._last is None or self._last[0] != path:
+            self._last = (path, self._watch(path) if self.cache is None else self._watch_cached(path, self.cache))
+        return self._last[1]
+
+    def _watch_cached(self, path: str, cache: EmbeddingCache) -> VideoFeatures:
+        key = feature_key(content_key(path), self.video_llm.encoding_key, self.num_frames)
+        features = cache.get(key)
+        if features is None:
+            features = self._watch(path)
+            cache.put(key, features)
+        return features
+
+    def _watch(self, path: str) -> VideoFeatures:
+        video = read_frames(path, self.num_frames, self.max_pixels)
+        return self.video_llm.watch(video.frames, fps=video.fps)

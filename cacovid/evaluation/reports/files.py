@@ -1,0 +1,87 @@
+"""An evaluation as results.json, Markdown and a plot."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cacovid.evaluation.reports.plot import plot_accuracy
+from cacovid.evaluation.result import EvaluationResult, Row
+
+RESULTS, TABLE, PLOT = "results.json", "results.md", "results.png"
+
+
+def write_report(result: EvaluationResult, folder: Path) -> dict[str, Path]:
+    """Write all three files into ``folder``; returns their paths by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / name for name in (RESULTS, TABLE, PLOT)}
+    _replace(paths[RESULTS], json.dumps(as_json(result), indent=2, allow_nan=False) + "\n")
+    _replace(paths[TABLE], as_markdown(result))
+    plot_accuracy(result, paths[PLOT])
+    return paths
+
+
+def as_json(result: EvaluationResult) -> dict[str, Any]:
+    """The contents of results.json; accuracies and recalls are shares, unknown values null."""
+    return {
+        "model": result.model,
+        "clips": result.clips,
+        "questions": result.questions,
+        "seed": result.seed,
+        "full_accuracy": result.full_accuracy,
+        "question_awareness_auc": result.question_awareness_auc,
+        "rows": [asdict(row) for row in result.rows],
+        "full_stderr": result.full_stderr,
+        "question_awareness": result.question_awareness,
+        "skipped": result.skipped,
+    }
+
+
+def as_markdown(result: EvaluationResult) -> str:
+    """Accuracy and evidence recall by method and retention, in percent."""
+    lines = [
+        f"# {result.model}: {result.questions} questions on {result.clips} clips",
+        "",
+        f"All video tokens: {_percent(result.full_accuracy, result.full_stderr)} % right. Seed {result.seed}. "
+        f"Skipped items: {result.skipped}.",
+        "",
+        f"## Accuracy in % (± one standard error, n = {result.questions}) by share of video tokens kept",
+        "",
+        *_matrix(result, lambda row: _percent(row.accuracy, row.stderr), awareness=True),
+    ]
+    if any(row.evidence_recall is not None for row in result.rows):
+        lines += ["", "## Evidence recall in %: kept share of the tokens that show the asked object", ""]
+        lines += _matrix(result, lambda row: "-" if row.evidence_recall is None else f"{100 * row.evidence_recall:.1f}")
+    if result.full_accuracy > 0:
+        lines += ["", "## Accuracy relative to all tokens, in %", ""]
+        lines += _matrix(result, lambda row: f"{100 * row.accuracy / result.full_accuracy:.1f}")
+    if result.question_awareness:
+        lines += ["", "AUC: the asked object's token scores against the other objects' (0.5: blind to the question)."]
+    return "\n".join(lines) + "\n"
+
+
+def _matrix(result: EvaluationResult, show: Callable[[Row], str], *, awareness: bool = False) -> list[str]:
+    """Rows are methods, columns ratios; with ``awareness`` the AUC as last column."""
+    with_auc = awareness and bool(result.question_awareness)
+    heads = ["method", *(f"{100 * retention:g} %" for retention in result.retentions)] + ["AUC"] * with_auc
+    lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
+    for method in result.methods:
+        cells = [show(result.row(method, retention)) for retention in result.retentions]
+        if with_auc:
+            area = result.question_awareness.get(method)
+            cells.append("-" if area is None else f"{area:.3f}")
+        lines.append(f"| {' | '.join([method, *cells])} |")
+    return lines
+
+
+def _percent(share: float, stderr: float) -> str:
+    return f"{100 * share:.1f} ± {100 * stderr:.1f}"
+
+
+def _replace(path: Path, text: str) -> None:
+    """Readers see the old file or the whole new one."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

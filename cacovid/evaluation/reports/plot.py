@@ -1,0 +1,131 @@
+"""The plot of an evaluation: accuracy and evidence recall over the share of tokens kept."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+
+from cacovid.evaluation.result import EvaluationResult
+from cacovid.methods.registry import BASELINES, UNTRAINED
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+TRAINED_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
+GREY = "#6f6f6f"
+
+
+class Style(NamedTuple):
+    """How one method's line looks."""
+
+    colour: str
+    marker: str
+    line: str
+    width: float
+
+
+BASELINE_STYLES = {
+    UNTRAINED: Style("#9a9a9a", "v", "-", 1.2),
+    "divprune": Style("#E69F00", "s", "--", 1.4),
+    "text-cosine": Style("#56B4E9", "D", "--", 1.4),
+    "uniform": Style("#8c6d46", "^", "--", 1.4),
+    "random": Style("#b7a7c9", "P", "--", 1.4),
+    "oracle": Style("#444444", "x", ":", 1.4),
+}
+
+
+def plot_accuracy(result: EvaluationResult, path: Path) -> None:
+    """Write a PNG; the second panel appears where evidence is known."""
+    with_recall = any(row.evidence_recall is not None for row in result.rows)
+    figure = Figure(figsize=(10.4 if with_recall else 6.4, 4.6), dpi=200, layout="constrained")
+    axes = figure.subplots(1, 2 if with_recall else 1, squeeze=False)[0]
+    _accuracy_panel(axes[0], result)
+    if with_recall:
+        _recall_panel(axes[1], result)
+    handles, labels = axes[0].get_legend_handles_labels()
+    columns = min(len(labels), 5 if with_recall else 3)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    title = f"{result.model}: {result.questions} questions on {result.clips} clips"
+    figure.suptitle(title, fontsize=11, fontweight="bold")
+    part = path.with_name(f"{path.stem}.part{path.suffix}")
+    figure.savefig(part)
+    part.replace(path)
+
+
+def style_of(method: str, trained: int) -> Style:
+    """A baseline's own style, or that of the ``trained``-th trained policy."""
+    if method in BASELINE_STYLES:
+        return BASELINE_STYLES[method]
+    return Style(TRAINED_COLOURS[trained % len(TRAINED_COLOURS)], "o", "-", 2.2)
+
+
+def _accuracy_panel(axes: Any, result: EvaluationResult) -> None:  # noqa: ANN401 - matplotlib has no types here
+    full = result.full_accuracy
+    axes.axhspan(full - result.full_stderr, full + result.full_stderr, color=GREY, alpha=0.12, linewidth=0)
+    axes.axhline(full, color=GREY, linewidth=1.1, linestyle=(0, (5, 3)), label=f"all tokens ({100 * full:.1f} %)")
+    for method, style in _styled(result):
+        rows = [result.row(method, retention) for retention in result.retentions]
+        axes.errorbar(
+            [row.retention for row in rows],
+            [row.accuracy for row in rows],
+            yerr=[row.stderr for row in rows],
+            label=method,
+            color=style.colour,
+            marker=style.marker,
+            linestyle=style.line,
+            linewidth=style.width,
+            markersize=5 if style.width > 2 else 4,
+            capsize=2,
+            elinewidth=0.9,
+            zorder=3 if style.width > 2 else 2,
+        )
+    axes.set_ylabel("accuracy (± standard error)")
+    _finish(axes, result)
+
+
+def _recall_panel(axes: Any, result: EvaluationResult) -> None:  # noqa: ANN401
+    for method, style in _styled(result):
+        rows = [result.row(method, retention) for retention in result.retentions]
+        known = [(row.retention, row.evidence_recall) for row in rows if row.evidence_recall is not None]
+        axes.plot(
+            [retention for retention, _ in known],
+            [recall for _, recall in known],
+            color=style.colour,
+            marker=style.marker,
+            linestyle=style.line,
+            linewidth=style.width,
+            markersize=5 if style.width > 2 else 4,
+            zorder=3 if style.width > 2 else 2,
+        )
+    axes.set_ylabel("evidence recall")
+    _finish(axes, result)
+
+
+def _styled(result: EvaluationResult) -> list[tuple[str, Style]]:
+    trained = [method for method in result.methods if method not in BASELINES and method != UNTRAINED]
+    return [(method, style_of(method, trained.index(method) if method in trained else 0)) for method in result.methods]
+
+
+def _finish(axes: Any, result: EvaluationResult) -> None:  # noqa: ANN401
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(_spaced(result.retentions)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xlabel("video tokens kept")
+    axes.set_ylim(top=1.03)
+    axes.tick_params(labelsize=9)
+    axes.grid(visible=True, color="#e4e4e4", linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _spaced(retentions: list[float]) -> list[float]:
+    """The ratios whose labels do not run into each other on a log axis with room for about 15."""
+    ordered = sorted(retentions)
+    gap = (ordered[-1] / ordered[0]) ** (1 / 15)
+    shown: list[float] = []
+    for retention in ordered:
+        if not shown or retention >= gap * shown[-1]:
+            shown.append(retention)
+    return shown

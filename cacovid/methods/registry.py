@@ -1,0 +1,104 @@
+"""Selection methods by name."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from cacovid.config import RunConfig, SelectionConfig, TrainConfig
+from cacovid.errors import UserError
+from cacovid.methods.baselines import (
+    DivPrune,
+    OracleEvidence,
+    RandomTokens,
+    TextCosine,
+    UniformTokens,
+    check_evidence,
+    question_embedder,
+)
+from cacovid.methods.protocol import PolicyMethod, SelectionMethod
+from cacovid.models.adapter import VideoLLM
+from cacovid.policy.base import CompressionPolicy
+from cacovid.policy.model_policy import policy_for
+from cacovid.records import VideoQuestion
+
+BASELINES: dict[str, Callable[[VideoLLM], SelectionMethod]] = {
+    DivPrune.name: lambda _: DivPrune(),
+    TextCosine.name: lambda video_llm: TextCosine(question_embedder(video_llm)),
+    UniformTokens.name: lambda _: UniformTokens(),
+    RandomTokens.name: lambda _: RandomTokens(),
+    OracleEvidence.name: lambda _: OracleEvidence(),
+}
+POLICY, UNTRAINED = "policy", "untrained"
+KNOWN: tuple[str, ...] = (POLICY, UNTRAINED, *BASELINES)
+
+
+def build_methods(
+    names: Sequence[str],
+    policies: Mapping[str, CompressionPolicy],
+    video_llm: VideoLLM,
+    *,
+    seed: int,
+    selection: SelectionConfig | None = None,
+) -> list[SelectionMethod]:
+    """The methods of ``names``, in their order.
+
+    Args:
+        names: of :data:`KNOWN`; 'policy' stands for every one of ``policies``, 'untrained' for a
+            fresh policy of the first one's kind and size.
+        policies: trained policies by the label that tables show.
+        video_llm: the model that all methods compress for.
+        seed: of the untrained policy.
+        selection: rule for all policies; None takes what each was saved with.
+
+    Raises:
+        UserError: an unknown or repeated name, or a policy that is missing or of another model.
+    """
+    check_names(names)
+    check_needs(names, with_policy=bool(policies))
+    for policy in policies.values():
+        policy.check_model(video_llm.fingerprint, video_llm.hidden_size)
+        policy.to(video_llm.device).eval()
+    methods: list[SelectionMethod] = []
+    for name in names:
+        if name in BASELINES:
+            methods.append(BASELINES[name](video_llm))
+            continue
+        if name == POLICY:
+            methods += [
+                PolicyMethod(label, policy, selection or policy.metadata.selection)
+                for label, policy in policies.items()
+            ]
+        else:
+            methods.append(_untrained(next(iter(policies.values())), video_llm, seed, selection))
+    labels = [method.name for method in methods]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UserError(f"two methods are called {label!r}: label policies as LABEL=DIR with different labels")
+    return methods
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises UserError for an unknown or repeated method name."""
+    if not names:
+        raise UserError(f"no method given: choose of {', '.join(KNOWN)}")
+    for name in names:
+        if name not in KNOWN:
+            raise UserError(f"unknown method {name!r}: choose of {', '.join(KNOWN)}")
+        if names.count(name) > 1:
+            raise UserError(f"method {name!r} is given twice: name each once")
+
+
+def check_needs(names: Sequence[str], *, with_policy: bool, items: Iterable[VideoQuestion] = ()) -> None:
+    """Raises UserError for a method that lacks a trained policy, or evidence of any of ``items``."""
+    for name in names:
+        if name in (POLICY, UNTRAINED) and not with_policy:
+            raise UserError(f"method {name!r} needs a trained policy: give --policy DIR")
+        if name == OracleEvidence.name:
+            for item in items:
+                check_evidence(item)
+
+
+def _untrained(
+    trained: CompressionPolicy, video_llm: VideoLLM, seed: int, selection: SelectionConfig | None
+) -> PolicyMethod:
+    config = TrainConfig(policy=trained.config, run=RunConfig(seed=seed))
+    policy = policy_for(video_llm, config).to(trained.device).eval()
+    return PolicyMethod(UNTRAINED, policy, selection or trained.metadata.selection)

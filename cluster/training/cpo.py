@@ -1,0 +1,274 @@
+"""CPO: contribution-aware policy optimisation as an RLlib Algorithm.
+
+One training step s, with ``staleness`` L (here 1):
+
+    driver            submit(s+L) with weights v(s) ......... collect(s) -> replay -> update x U -> v(s+1)
+    rollout actors    [ s being answered ][ s+1 being answered while the learner updates ...
+    learner                                                       [ update ][ update ] ...
+
+See :mod:`cluster.training.rollout_schedule` for what is given out when.
+"""
+
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+
+from actors.pool import RolloutPool, end_actors
+from actors.task import EncodeTask, EvaluateTask, TaskResult, parts
+from cacovid.data.order import ItemOrder
+from cacovid.data.skipped import SkippedItems
+from cacovid.embedded.items import evaluation_items, training_items
+from cacovid.errors import UserError
+from cacovid.objective.replay_snapshot import ReplaySnapshot
+from cacovid.policy.base import CompressionPolicy
+from cacovid.records import VideoQuestion
+from cluster.training.cpo_config import CPOConfig
+from cluster.training.initial_policy import initial_policy_files
+from cluster.training.rollout_schedule import RolloutSchedule
+from cluster.training.step_metrics import StepMetrics, evaluation_metrics, rollout_metrics
+from cluster.training.updates import Updates
+from learner.group import DeepSpeedLearnerGroup
+from learner.module import CompressionModule
+
+MODEL = "model-fingerprint"  # file in a checkpoint
+STATE = "cpo"  # our part of RLlib's state and of its results
+
+
+class CPO(Algorithm):  # type: ignore[misc]
+    """Trains a compression policy against a frozen Video-LLM."""
+
+    learner_group: DeepSpeedLearnerGroup
+    env_runner_group: EnvRunnerGroup | None
+
+    @classmethod
+    def get_default_config(cls) -> CPOConfig:
+        """The embedded default."""
+        return CPOConfig()
+
+    def setup(self, config: CPOConfig) -> None:
+        """Prepare the items, make the initial policy, start actors and learners."""
+        resolved = config if isinstance(config, CPOConfig) else self.get_default_config().update_from_dict(config)
+        cfg = self.train_cfg = resolved.train_config()
+        self.run_dir = Path(resolved.run_dir or self.logdir).absolute()
+        self.skipped = SkippedItems(self.run_dir / "skipped.jsonl", cfg.data.max_skipped)
+        items = training_items(cfg, self.run_dir, self.skipped)
+        if not items:
+            raise UserError(f"{cfg.data.train} holds no questions")
+        self._evaluation_items: list[VideoQuestion] | None = None  # read when first needed
+        self._initial_policy = self.run_dir / "initial_policy"
+        self._initial_policy.mkdir(parents=True, exist_ok=True)
+        for name, content in initial_policy_files(cfg).items():
+            (self._initial_policy / name).write_bytes(content)
+        # RLlib hands a frozen config over, and takes the given one only where it is a plain dict.
+        self.config = resolved.copy(copy_frozen=False)
+        self.config.initial_policy = str(self._initial_policy)
+        if cfg.data.cache_dir is None:
+            self.config.training(overrides={"data.cache_dir": str(self.run_dir / "cache")})
+        self.env_runner_group = None
+        try:
+            self._start(items)
+        except BaseException:
+            self.cleanup()  # RLlib would leave actors behind
+            raise
+
+    def _start(self, items: Sequence[VideoQuestion]) -> None:
+        cfg = self.train_cfg
+        try:
+            super().setup(self.config)
+        except IndexError as error:  # RLlib asks the first rollout actor for its spaces, and finds no answer
+            raise UserError("the first rollout actor died while it started: see the Ray logs") from error
+        self.pool = RolloutPool(
+            self.env_runner_group,
+            max_retries=cfg.actors.max_retries,
+            start_timeout_s=cfg.run.start_timeout_s,
+            task_timeout_s=cfg.actors.task_timeout_s,
+        )
+        self.order = ItemOrder(items, cfg.run.items_per_step, cfg.run.seed)
+        self.schedule = RolloutSchedule(self.pool, self.order, cfg)
+        self.updates = Updates(cfg)
+        self.finished_steps = 0
+        self.schedule.publish(0, self.learner_group.publish())
+
+    def start_over(self) -> None:
+        """Start the learner group anew and everything else before step 0; a checkpoint may be restored afterwards."""
+        self.learner_group.shutdown()
+        spec = self.config.get_multi_rl_module_spec(spaces=self.spaces)
+        self.learner_group = self.config.build_learner_group(rl_module_spec=spec)
+        self.finished_steps = self._iteration = 0
+        self.schedule.restore(0, {}, {0: self.learner_group.publish()})
+        self.updates.refill([])
+        self.skipped.met = self.skipped.skipped = 0
+
+    def cleanup(self) -> None:
+        """End actors and learners at once, busy or not: RLlib alone would wait for the actors' tasks."""
+        if self.env_runner_group is not None:
+            end_actors(self.env_runner_group)
+        super().cleanup()
+
+    def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
+        """Nothing: the pool brings actors back, and each task carries its weights."""
+        return []
+
+    def training_step(self) -> None:
+        """One training step: rollouts of ``items_per_step`` questions, then the learner's updates."""
+        started = time.perf_counter()
+        step = self.finished_steps
+        results = self.schedule.collect(step)
+        collected = time.perf_counter()
+        records = [record for result in results for record in result.records]
+        self._set_aside(results, self.skipped)
+        if not records:
+            raise UserError(
+                f"no item of training step {step} could be used, see {self.skipped.path}: "
+                "mend the items or raise run.items_per_step"
+            )
+        losses = self.updates.learn(self.learner_group, step, records)
+        self.finished_steps = step + 1
+        self.schedule.publish(step + 1, self.learner_group.publish())
+        metrics = rollout_metrics(
+            results,
+            losses,
+            StepMetrics(
+                step=step,
+                epoch=self.order.epoch_of(step + 1),
+                policy_version=records[0].policy_version,
+                wait_seconds=collected - started,
+                learn_seconds=time.perf_counter() - collected,
+                lost_actors=self.pool.lost_actors,
+                requeued_tasks=self.pool.requeued,
+                replay_items=len(self.updates.replay),
+                replay_bytes=self.updates.replay.nbytes,
+                skipped=self.skipped.skipped,
+            ),
+        )
+        for name, value in metrics.items():
+            self.metrics.log_value((STATE, name), value, window=1)
+
+    def _set_aside(self, results: Sequence[TaskResult], skipped: SkippedItems) -> None:
+        for result in results:
+            skipped.use(len(result.records) + len(result.evaluations))
+            for aside in result.set_aside:
+                skipped.add(aside.item.id, aside.item.video, aside.reason)
+
+    def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:  # noqa: ANN401 - RLlib's signature
+        """What the newest policy keeps and answers on ``evaluation.data``, by the rollout actors.
+
+        Returns:
+            ``{"cpo": {...}}`` with ``accuracy_R`` and ``evidence_recall_R`` for each retention R, ``full_accuracy``
+            (all tokens), ``question_awareness_auc`` and ``questions``.
+
+        Raises:
+            UserError: The table cannot be read, or no question of it can be used.
+        """
+        cfg = self.train_cfg.evaluation
+        skipped = SkippedItems(self.run_dir / "skipped-evaluation.jsonl", self.train_cfg.data.max_skipped)
+        if self._evaluation_items is None:
+            self._evaluation_items = evaluation_items(cfg.data, "development", cfg.clips, self.run_dir, skipped)
+        size = self.train_cfg.actors.items_per_task
+        tasks = [
+            EvaluateTask(part, self.schedule.newest, cfg.retentions) for part in parts(self._evaluation_items, size)
+        ]
+        results = self.pool.collect(self.pool.submit(tasks))
+        self._set_aside(results, skipped)
+        return {STATE: evaluation_metrics([each for result in results for each in result.evaluations])}
+
+    @classmethod
+    def _should_create_evaluation_env_runners(cls, eval_config: CPOConfig) -> bool:
+        """Never: the rollout actors evaluate."""
+        return False
+
+    def get_policy(self, policy_id: str = DEFAULT_MODULE_ID) -> CompressionPolicy:
+        """The policy as trained so far, on the CPU, with its metadata."""
+        policy = CompressionPolicy.from_pretrained(self._initial_policy)
+        policy.load_state_dict(self.schedule.newest.value())
+        policy.metadata = policy.metadata.model_copy(update={"trained_steps": self.finished_steps})
+        return policy
+
+    def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> CompressionModule | None:
+        """A module that holds :meth:`get_policy`; None for another id (the rollout actors hold no modules)."""
+        if module_id != DEFAULT_MODULE_ID:
+            return None
+        module: CompressionModule = self.config.get_default_rl_module_spec().build()
+        module.attach(self.get_policy())
+        return module
+
+    def get_state(
+        self,
+        components: str | Collection[str] | None = None,
+        *,
+        not_components: str | Collection[str] | None = None,
+        **kwargs: Any,  # noqa: ANN401 - RLlib's signature
+    ) -> dict[str, Any]:
+        """RLlib's own state, the data cursor, weights of queued rollouts and the replay buffer."""
+        state: dict[str, Any] = super().get_state(components, not_components=not_components, **kwargs)
+        if self._check_component(STATE, components, not_components):
+            state[STATE] = {
+                "finished_steps": self.finished_steps,
+                "versions": self.schedule.versions(),
+                "published": self.schedule.weights(),
+                "replay": self.updates.snapshot(),
+                "skipped": {"met": self.skipped.met, "skipped": self.skipped.skipped},
+            }
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue where ``state`` was taken: same items, same weights for rollouts then in flight."""
+        super().set_state({key: value for key, value in state.items() if key != STATE})
+        if STATE not in state:
+            return
+        saved = state[STATE]
+        self.finished_steps = saved["finished_steps"]
+        self.schedule.restore(self.finished_steps, saved["versions"], saved["published"])
+        self.skipped.met, self.skipped.skipped = saved["skipped"]["met"], saved["skipped"]["skipped"]
+        self._refill(saved["replay"])
+
+    def _refill(self, snapshot: ReplaySnapshot) -> None:
+        unknown = [id for id in snapshot.item_ids() if id not in self.order.by_id]
+        if unknown:
+            raise UserError(f"question {unknown[0]!r} of the checkpoint is not in {self.train_cfg.data.train!r}")
+        items = [self.order.by_id[id] for id in snapshot.item_ids()]
+        tasks = [EncodeTask(part) for part in parts(items, self.train_cfg.actors.items_per_task)]
+        results = self.pool.collect(self.pool.submit(tasks))
+        lost = [aside for result in results for aside in result.set_aside]
+        if lost:
+            raise UserError(f"item {lost[0].item.id!r} of the replay buffer can no longer be read: {lost[0].reason}")
+        inputs = {id: value for result in results for id, value in result.inputs.items()}
+        self.updates.refill(snapshot.refill(inputs))
+
+    def save_to_path(self, path: str | Path | None = None, **kwargs: Any) -> str:  # noqa: ANN401
+        """RLlib's checkpoint, with the Video-LLM's fingerprint beside it."""
+        saved = super().save_to_path(_absolute(path), **kwargs)
+        (Path(saved) / MODEL).write_text(self._model_fingerprint())
+        return str(saved)
+
+    def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Restore a checkpoint of this Video-LLM.
+
+        Raises:
+            UserError: There is none, or it was written with another model, learners or questions.
+        """
+        fingerprint = Path(path) / MODEL
+        if not fingerprint.is_file():
+            raise UserError(f"{path} holds no checkpoint of CPO: give a folder that save_to_path() wrote")
+        found = fingerprint.read_text()
+        if found != self._model_fingerprint():
+            raise UserError(
+                f"the checkpoint was written with another model (fingerprint {found}) than "
+                f"{self.train_cfg.model.path!r} ({self._model_fingerprint()}): resume with that model or start anew"
+            )
+        super().restore_from_path(_absolute(path), *args, **kwargs)
+
+    def _model_fingerprint(self) -> str:
+        return CompressionPolicy.from_pretrained(self._initial_policy).metadata.model_fingerprint
+
+
+def _absolute(path: str | Path | None) -> str | None:
+    """A local path as RLlib and the learners' processes take it; URIs stay."""
+    if path is None:
+        return None
+    return str(path) if "://" in str(path) else str(Path(path).absolute())

@@ -1,0 +1,54 @@
+"""What ``serving/config.yaml`` and ``cacovid serve`` run: ``serving.application:build``."""
+
+from pathlib import Path
+
+from ray.serve import Application
+
+from cacovid.errors import UserError
+from cacovid.policy.base import CompressionPolicy
+from serving.api.keys import Keys
+from serving.config import ServiceConfig
+from serving.page.samples import draw_samples
+from serving.replicas.deployments import build_application
+
+
+def build(args: ServiceConfig) -> Application:
+    """The application, after a look at what it needs: mistakes are told before replicas start.
+
+    Raises:
+        UserError: a policy folder or key file that cannot be used.
+    """
+    check(args)
+    wanted = args.api.samples if args.api.page and args.model.path == "embedded" else 0
+    return build_application(with_absolute_paths(args), draw_samples(wanted))
+
+
+def check(config: ServiceConfig) -> None:
+    """Look at what the service will need, without loading the model.
+
+    Raises:
+        UserError: a policy folder, key file or folder of local videos that cannot be used.
+    """
+    for folder in config.policies.values():
+        CompressionPolicy.from_pretrained(folder)
+    Keys.read(config.api.keys_file)
+    root = config.media.file_root
+    if root is not None and not Path(root).expanduser().is_dir():
+        raise UserError(f"media.file_root {root!r} is no folder: make it, or leave the field out")
+
+
+def with_absolute_paths(config: ServiceConfig) -> ServiceConfig:
+    """Paths as seen from here: replicas may work in another folder."""
+    policies = {name: str(Path(folder).expanduser().absolute()) for name, folder in config.policies.items()}
+    media = config.media.model_copy(
+        update={name: _absolute(getattr(config.media, name)) for name in ("ca_file", "file_root")}
+    )
+    api = config.api.model_copy(update={"keys_file": _absolute(config.api.keys_file)})
+    model = config.model
+    if Path(model.path).is_dir():
+        model = model.model_copy(update={"path": str(Path(model.path).absolute())})
+    return config.model_copy(update={"policies": policies, "media": media, "api": api, "model": model})
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).expanduser().absolute())

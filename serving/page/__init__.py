@@ -1,0 +1,1 @@
+"""The page: its static files, its routes and its sample clips."""

@@ -1,0 +1,264 @@
+"""The evaluation loop on a tiny random model: what is counted, batched, skipped and reported."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from cacovid.config import ModelConfig, PolicyConfig, SelectionConfig, TrainConfig
+from cacovid.data.reader import ItemReader
+from cacovid.data.skipped import SkippedItems
+from cacovid.errors import BadItem, UserError
+from cacovid.evaluation.measuring import evaluate
+from cacovid.evaluation.reports.files import as_json, as_markdown, write_report
+from cacovid.evaluation.result import EvaluationResult, Tally
+from cacovid.methods.protocol import EvaluationCase, PolicyMethod
+from cacovid.methods.registry import build_methods
+from cacovid.models.adapter import VideoLLM
+from cacovid.models.loading import load_video_llm
+from cacovid.policy.base import CompressionPolicy
+from cacovid.policy.model_policy import policy_for
+from cacovid.records import VideoQuestion
+from tests.support.tiny_models import save_tiny_model
+from tests.support.video_files import grey_levels, write_video
+
+RATIOS = (1.0, 0.5, 0.1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model and three videos."""
+    made = tmp_path_factory.mktemp("evaluation")
+    save_tiny_model("llava_onevision", made / "model")
+    for number in range(3):
+        write_video(made / f"v{number}.mp4", grey_levels(6 + number), size=(64, 64))
+    return made
+
+
+@pytest.fixture(scope="module")
+def llm(folder: Path) -> VideoLLM:
+    return load_video_llm(ModelConfig(path=str(folder / "model"), num_frames=4, max_new_tokens=3, dtype="float32"))
+
+
+@pytest.fixture(scope="module")
+def policy(llm: VideoLLM) -> CompressionPolicy:
+    return policy_for(llm, TrainConfig(model=llm.config)).eval()
+
+
+def questions(folder: Path) -> list[VideoQuestion]:
+    return [
+        VideoQuestion(
+            id=f"q{number}-{letter}",
+            video=str(folder / f"v{number}.mp4"),
+            question=f"what is frame {letter}?",
+            options=("red", "blue", "green"),
+            answer=letter,
+            problem_type="multiple choice",
+            source="made",
+            evidence=(number, 20),
+            other_objects=(5, 6, 30),
+        )
+        for number in range(3)
+        for letter in "AB"
+    ]
+
+
+class Watched:
+    """Keeps the first tokens and counts what it was asked."""
+
+    def __init__(self, name: str = "first") -> None:
+        self.name = name
+        self.asked: list[tuple[str, float]] = []
+
+    def select(self, case: EvaluationCase, retention: float) -> Tensor:
+        self.asked.append((case.item.id, retention))
+        return torch.arange(case.budget(retention))
+
+
+def run(
+    llm: VideoLLM, methods: Sequence[object], items: Sequence[VideoQuestion], **settings: object
+) -> EvaluationResult:
+    return evaluate(ItemReader(llm, 4), methods, items, RATIOS, **settings)  # type: ignore[arg-type]
+
+
+def test_rows_hold_every_method_and_ratio_with_counts(folder: Path, llm: VideoLLM, policy: CompressionPolicy) -> None:
+    names = ["policy", "untrained", "divprune", "text-cosine", "uniform", "random", "oracle"]
+    methods = build_methods(names, {"policy": policy}, llm, seed=7)
+    calls: list[tuple[int, int]] = []
+    result = run(llm, methods, questions(folder), seed=3, progress=lambda done, total: calls.append((done, total)))
+    assert result.methods == names
+    assert result.retentions == [1.0, 0.5, 0.1]
+    assert [(row.method, row.retention) for row in result.rows] == [(name, ratio) for name in names for ratio in RATIOS]
+    assert {row.n for row in result.rows} == {6}
+    assert (result.clips, result.questions, result.seed, result.skipped) == (3, 6, 3, 0)
+    assert calls == [(number, 6) for number in range(1, 7)]
+    assert all(row.accuracy == result.full_accuracy for row in result.rows if row.retention == 1.0)
+    assert all(row.evidence_recall == 1.0 for row in result.rows if row.retention == 1.0 or row.method == "oracle")
+    assert set(result.question_awareness) == {"policy", "untrained", "text-cosine"}
+    assert result.question_awareness_auc == result.question_awareness["policy"]
+
+
+def test_the_same_seed_gives_the_same_result(folder: Path, llm: VideoLLM, policy: CompressionPolicy) -> None:
+    def once() -> EvaluationResult:
+        return run(llm, build_methods(["policy", "random"], {"policy": policy}, llm, seed=0), questions(folder))
+
+    assert once() == once()
+
+
+def test_accuracy_is_that_of_answering_each_selection_alone(folder: Path, llm: VideoLLM) -> None:
+    items = questions(folder)
+    result = run(llm, [Watched("first"), *build_methods(["uniform"], {}, llm, seed=0)], items)
+    right = 0
+    for item in items:
+        encoded = ItemReader(llm, 4).encode(item)
+        logits = llm.first_logits(encoded, torch.arange(18)[None])[0]
+        right += "ABC"[int(logits[llm.option_tokens("ABC")].argmax())] == item.answer
+    assert result.row("first", 0.5).accuracy == pytest.approx(right / len(items))
+    recall = sum(len({number, 20} & set(range(18))) / 2 for number in (0, 0, 1, 1, 2, 2)) / 6
+    assert result.row("first", 0.5).evidence_recall == pytest.approx(recall)
+
+
+def test_equal_selections_are_answered_once_in_one_batch(
+    folder: Path, llm: VideoLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[tuple[int, ...]] = []
+    original = llm.first_logits
+
+    def counting(encoded: object, keep: Tensor, positions: str = "original") -> Tensor:
+        sizes.append(tuple(keep.shape))
+        return original(encoded, keep, positions)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(llm, "first_logits", counting)
+    methods = [Watched("first"), Watched("again"), *build_methods(["uniform"], {}, llm, seed=0)]
+    run(llm, methods, questions(folder)[:1])
+    assert sizes == [(1, 36), (2, 18), (2, 3)]
+
+
+def test_questions_about_one_video_are_decoded_and_encoded_once(
+    folder: Path, llm: VideoLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = 0
+    original = llm.watch
+
+    def counting(*args: object, **kwargs: object) -> object:
+        nonlocal watched
+        watched += 1
+        return original(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(llm, "watch", counting)
+    run(llm, [Watched()], questions(folder))
+    assert watched == 3
+
+
+def test_generated_answers_are_scored_by_their_problem_type(folder: Path, llm: VideoLLM) -> None:
+    spoken = [replace(item, problem_type="free-form", options=(), answer="red blue") for item in questions(folder)[:2]]
+    result = run(llm, [Watched()], spoken)
+    assert 0 <= result.row("first", 0.1).accuracy <= 1
+
+
+def test_unusable_items_are_set_aside_and_the_rest_is_measured(tmp_path: Path, folder: Path, llm: VideoLLM) -> None:
+    items = questions(folder)
+    items[2] = replace(items[2], video=str(folder / "none.mp4"))
+    items[4] = replace(items[4], answer="Z")
+    with pytest.raises(BadItem, match=r"none\.mp4"):
+        run(llm, [Watched()], items)
+    skipped = SkippedItems(tmp_path / "skipped.jsonl", max_share=0.5)
+    result = run(llm, [Watched()], items, skipped=skipped)
+    assert (result.questions, result.skipped, result.clips) == (4, 2, 3)
+    ids = [json.loads(line)["id"] for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert ids == [items[2].id, items[4].id]
+    with pytest.raises(UserError, match="unusable"):
+        run(llm, [Watched()], items, skipped=SkippedItems(tmp_path / "strict.jsonl", max_share=0.1))
+
+
+def test_bad_arguments_are_refused_before_any_work(folder: Path, llm: VideoLLM, policy: CompressionPolicy) -> None:
+    method = Watched()
+    for ratios in ((0.0,), (0.5, 1.5), (), (float("nan"),)):
+        with pytest.raises(UserError, match="retention"):
+            evaluate(ItemReader(llm, 4), [method], questions(folder), ratios)
+    assert not method.asked
+    for names, message in (
+        (["fastest"], "unknown method 'fastest': choose of policy, untrained, divprune"),
+        (["random", "random"], "given twice"),
+        ([], "no method"),
+        (["policy"], "needs a trained policy"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build_methods(names, {}, llm, seed=0)
+    with pytest.raises(UserError, match="two methods are called 'random'"):
+        build_methods(["random", "policy"], {"random": policy}, llm, seed=0)
+
+
+def test_a_policy_of_another_model_is_refused(llm: VideoLLM, policy: CompressionPolicy) -> None:
+    other = policy_for(llm, TrainConfig(model=llm.config))
+    other.metadata = other.metadata.model_copy(update={"model_fingerprint": "0" * 16})
+    with pytest.raises(UserError, match="trained for the model"):
+        build_methods(["policy"], {"policy": other}, llm, seed=0)
+
+
+def test_evidence_is_optional_but_the_oracle_needs_it(folder: Path, llm: VideoLLM, policy: CompressionPolicy) -> None:
+    blind = [replace(item, evidence=(), other_objects=()) for item in questions(folder)[:2]]
+    result = run(llm, build_methods(["policy", "random"], {"mine": policy}, llm, seed=0), blind)
+    assert result.question_awareness_auc is None
+    assert all(row.evidence_recall is None for row in result.rows)
+    assert as_json(result)["question_awareness_auc"] is None
+    assert "Evidence recall" not in as_markdown(result)
+    with pytest.raises(UserError, match="needs evidence"):
+        run(llm, build_methods(["oracle"], {}, llm, seed=0), blind)
+
+
+def test_the_policy_runs_once_a_case(folder: Path, llm: VideoLLM) -> None:
+    class Counting(torch.nn.Module):
+        calls = 0
+
+        def evaluate(self, inputs: Sequence[object]) -> object:
+            Counting.calls += 1
+            return real.evaluate(inputs)  # type: ignore[arg-type]
+
+    real = policy_for(llm, TrainConfig(model=llm.config))
+    method = PolicyMethod("policy", Counting(), SelectionConfig())  # type: ignore[arg-type]
+    run(llm, [method], questions(folder)[:2])
+    assert Counting.calls == 2
+
+
+def test_several_policies_and_kinds_share_one_table(folder: Path, llm: VideoLLM, policy: CompressionPolicy) -> None:
+    paper = policy_for(llm, TrainConfig(model=llm.config, policy=PolicyConfig(kind="paper"))).eval()
+    methods = build_methods(["policy", "untrained"], {"late": policy, "paper": paper}, llm, seed=0)
+    result = run(llm, methods, questions(folder)[:2])
+    assert result.methods == ["late", "paper", "untrained"]
+    assert result.main_policy == "late"
+
+
+def test_results_json_has_the_agreed_form(
+    tmp_path: Path, folder: Path, llm: VideoLLM, policy: CompressionPolicy
+) -> None:
+    result = run(llm, build_methods(["policy", "random"], {"policy": policy}, llm, seed=0), questions(folder))
+    paths = write_report(result, tmp_path / "report")
+    content = json.loads(paths["results.json"].read_text())
+    agreed = ["model", "clips", "questions", "seed", "full_accuracy", "question_awareness_auc", "rows"]
+    assert list(content)[: len(agreed)] == agreed
+    assert set(content) - set(agreed) == {"full_stderr", "question_awareness", "skipped"}
+    for row in content["rows"]:
+        assert list(row) == ["method", "retention", "accuracy", "stderr", "evidence_recall", "n"]
+    assert content["rows"][0]["accuracy"] == result.rows[0].accuracy
+    markdown = paths["results.md"].read_text()
+    assert "| method | 100 % | 50 % | 10 % | AUC |" in markdown
+    assert paths["results.png"].read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        "results.json",
+        "results.md",
+        "results.png",
+    ]
+
+
+def test_tallies_give_the_binomial_standard_error() -> None:
+    tally = Tally()
+    assert tally.mean() is None
+    for value in (1, 0, 0, 1, 1):
+        tally.add(value)
+    assert tally.mean() == pytest.approx(0.6)
+    assert tally.stderr() == pytest.approx((0.6 * 0.4 / 5) ** 0.5)

@@ -1,0 +1,219 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from cacovid.config import ObjectiveConfig
+from cacovid.objective import LossOutput, MetricSums, batch_loss, flatten
+from cacovid.policy import PolicyOutput
+from cacovid.records import Mode, RolloutRecord
+from cacovid.seeding import generator
+from tests.support.made_records import GRID, make_record
+
+CONFIGS = {
+    "credit": ObjectiveConfig(kind="credit", frame_weight=0.7, score_decay=0.01),
+    "clipped": ObjectiveConfig(kind="clipped", frame_weight=0.7, uniform_kl=0.05),
+}
+RECORDS = [make_record(0), make_record(1), make_record(2, equal_rewards=True), make_record(3, rates=(1 / 6,))]
+
+
+def logits(records: list[RolloutRecord], scale: float = 0.5, seed: int = 0) -> PolicyOutput:
+    """Float64 logits near the old ones, so that some ratios leave the clip range and some do not."""
+    draw = generator("logits", seed)
+
+    def near(old: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(old.shape, generator=draw, dtype=torch.float64)
+        return (old.double() + scale * noise).requires_grad_()
+
+    return PolicyOutput(
+        near(torch.stack([record.old_token_logits for record in records])),
+        near(torch.stack([record.old_frame_logits for record in records])),
+    )
+
+
+def samples(record: RolloutRecord, iterations: int) -> list[tuple[list[bool], list[bool], bool, float]]:
+    """(token mask, frame mask, frame sample?, advantage) of every combination, by plain loops."""
+    result = []
+    for scored in record.iterations[:iterations]:
+        for row in range(scored.reward.shape[0]):
+            is_frame = int(scored.combinations.modes[row]) == Mode.FRAME
+            same = [
+                float(other.reward[i])
+                for other in record.iterations[:iterations]
+                if other.combinations.rate == scored.combinations.rate
+                for i in range(other.reward.shape[0])
+                if (int(other.combinations.modes[i]) == Mode.FRAME) == is_frame
+            ]
+            mean = sum(same) / len(same)
+            std = math.sqrt(sum((reward - mean) ** 2 for reward in same) / len(same))
+            advantage = 0.0 if len(set(same)) == 1 else (float(scored.reward[row]) - mean) / (std + 1e-4)
+            kept = set(scored.combinations.kept[row].tolist())
+            mask = [token in kept for token in range(GRID.tokens)]
+            result.append((mask, scored.combinations.frames[row].tolist(), is_frame, advantage))
+    return result
+
+
+def slow_clipped_units(new, old, masks, advantages, config, weighted) -> float:
+    total = 0.0
+    for mask, advantage in zip(masks, advantages, strict=True):
+        mean = sum(mask) / len(mask)
+        terms, weights = 0.0, 0.0
+        for unit, kept in enumerate(mask):
+            now = torch.log_softmax(new[unit].double(), dim=0)[int(kept)]
+            before = torch.log_softmax(old[unit].double(), dim=0)[int(kept)]
+            ratio = math.exp((now - before).item())
+            clipped = min(max(ratio, 1 - config.eps_low), 1 + config.eps_high)
+            weight = ((1 - mean) if kept else mean) if weighted else 1.0
+            terms += weight * -min(ratio * advantage, clipped * advantage)
+            weights += weight
+        total += terms / weights
+    return total / max(len(masks), 1)
+
+
+def slow_clipped(new: PolicyOutput, record: RolloutRecord, iterations: int, config: ObjectiveConfig) -> float:
+    rows = samples(record, iterations)
+    if all(advantage == 0 for *_, advantage in rows):
+        return 0.0
+    tokens = [(mask, advantage) for mask, _, is_frame, advantage in rows if not is_frame]
+    frames = [(mask, advantage) for _, mask, is_frame, advantage in rows if is_frame]
+    loss = slow_clipped_units(
+        new.token_logits[0], record.old_token_logits, *map(list, zip(*tokens, strict=True)), config, True
+    )
+    loss += config.frame_weight * slow_clipped_units(
+        new.frame_logits[0], record.old_frame_logits, *map(list, zip(*frames, strict=True)), config, False
+    )
+    keep = torch.softmax(new.token_logits[0], dim=-1)
+    kl = sum(p * math.log(2 * p) for p in keep.flatten().tolist()) / GRID.tokens
+    return loss + config.uniform_kl * kl
+
+
+def slow_credit_units(scores, masks, advantages, config) -> float:
+    total, weights = 0.0, 0.0
+    for unit in range(len(masks[0])):
+        kept = [a for mask, a in zip(masks, advantages, strict=True) if mask[unit]]
+        dropped = [a for mask, a in zip(masks, advantages, strict=True) if not mask[unit]]
+        if kept and dropped:
+            credit = sum(kept) / len(kept) - sum(dropped) / len(dropped)
+            weight = len(kept) / (len(kept) + 1)
+            total += weight * (scores[unit].item() - config.credit_scale * credit) ** 2
+            weights += weight
+    return total / weights
+
+
+def slow_credit(new: PolicyOutput, record: RolloutRecord, iterations: int, config: ObjectiveConfig) -> float:
+    rows = samples(record, iterations)
+    if all(advantage == 0 for *_, advantage in rows):
+        return 0.0
+    tokens = [(mask, advantage) for mask, _, is_frame, advantage in rows if not is_frame]
+    frames = [(mask, advantage) for _, mask, is_frame, advantage in rows if is_frame]
+    loss = slow_credit_units(new.token_scores[0], *zip(*tokens, strict=True), config)
+    loss += config.frame_weight * slow_credit_units(new.frame_scores[0], *zip(*frames, strict=True), config)
+    return loss + config.score_decay * new.token_scores[0].square().mean().item()
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+@pytest.mark.parametrize("scale", [0.5, 4.0])
+@pytest.mark.parametrize("kind", ["credit", "clipped"])
+def test_losses_equal_the_hand_written_loops(kind, scale, iterations):
+    slow = {"credit": slow_credit, "clipped": slow_clipped}[kind]
+    for seed, record in enumerate(RECORDS):
+        output = logits([record], scale, seed=seed)
+        result = batch_loss(output, [record], iterations, CONFIGS[kind])
+        assert result.loss.item() == pytest.approx(slow(output, record, iterations, CONFIGS[kind]), abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["credit", "clipped"])
+def test_a_batch_sums_its_records(kind):
+    output = logits(RECORDS)
+    together = batch_loss(output, RECORDS, 3, CONFIGS[kind])
+    alone = [
+        batch_loss(PolicyOutput(*(part[i : i + 1] for part in output)), [record], 3, CONFIGS[kind])
+        for i, record in enumerate(RECORDS)
+    ]
+    assert together.loss.item() == pytest.approx(sum(one.loss.item() for one in alone))
+    added = sum((one.metric_sums() for one in alone), MetricSums({}, 0))
+    assert added.count == together.count == 4
+    assert added.means() == pytest.approx(together.metric_sums().means())
+    assert together.metrics["informative"] == 3
+    assert together.metrics["loss"] == pytest.approx(together.loss.item())
+
+
+@pytest.mark.parametrize("kind", ["credit", "clipped"])
+def test_gradients_equal_finite_differences(kind):
+    output = logits(RECORDS)
+
+    def loss(tokens: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+        return batch_loss(PolicyOutput(tokens, frames), RECORDS, 3, CONFIGS[kind]).loss
+
+    assert torch.autograd.gradcheck(loss, tuple(output))
+
+
+@pytest.mark.parametrize("kind", ["credit", "clipped"])
+def test_uninformative_records_have_no_loss_and_no_gradient(kind):
+    record = make_record(5, equal_rewards=True)
+    output = logits([record])
+    result = batch_loss(output, [record], 3, CONFIGS[kind])
+    result.loss.backward()
+    assert result.loss.item() == 0
+    assert result.count == 1
+    assert output.token_logits.grad.eq(0).all()
+
+
+@pytest.mark.parametrize("kind", ["credit", "clipped"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_saturated_logits_leave_finite_losses_and_gradients(kind, dtype):
+    record = make_record(6)
+    saturated = 1000 * torch.randn(GRID.tokens, 2, generator=generator("near"))
+    record = dataclasses.replace(record, old_token_logits=saturated)
+    tokens = (1000 * torch.randn(1, GRID.tokens, 2, generator=generator("far"))).to(dtype).requires_grad_()
+    frames = torch.zeros(1, GRID.frames, 2, dtype=dtype, requires_grad=True)
+    batch_loss(PolicyOutput(tokens, frames), [record], 3, CONFIGS[kind]).loss.backward()
+    assert tokens.grad.isfinite().all()
+
+
+def test_the_clipped_gradient_vanishes_outside_the_clip_range_only_where_it_would_go_further():
+    record = make_record(7, modes="token", rates=(1 / 6,), group=4)
+    memory = flatten([record], 1)
+    far = torch.zeros(1, GRID.tokens, 2, dtype=torch.float64)
+    far += record.old_token_logits
+    far[..., 1] += 30  # every keep ratio is above 1 + eps_high or next to 1, every drop ratio near 0
+    far.requires_grad_()
+    batch_loss(
+        PolicyOutput(far, torch.zeros(1, 4, 2)), [record], 1, CONFIGS["clipped"].model_copy(update={"uniform_kl": 0.0})
+    ).loss.backward()
+    best = int(memory.advantage.argmax())
+    lone = set(record.iterations[0].combinations.kept[best].tolist())
+    for row in range(4):
+        if row != best:
+            lone -= set(record.iterations[0].combinations.kept[row].tolist())
+    assert all(abs(float(far.grad[0, token].sum())) < 1e-9 for token in lone)
+
+
+def test_token_only_records_have_no_frame_loss():
+    record = make_record(8, modes="token")
+    for config in CONFIGS.values():
+        output = logits([record])
+        result = batch_loss(output, [record], 3, config)
+        result.loss.backward()
+        assert result.metrics["frame_loss"] == 0
+        assert output.frame_logits.grad.eq(0).all()
+
+
+def test_combinations_that_keep_everything_teach_nothing_but_do_no_harm():
+    record = make_record(9, modes="token", rates=(1.0,))
+    for config in CONFIGS.values():
+        result = batch_loss(logits([record]), [record], 1, config)
+        assert result.metrics["token_loss"] == 0
+        assert math.isfinite(result.loss.item())
+
+
+def test_metrics_of_unlike_losses_do_not_add_up():
+    with pytest.raises(KeyError, match="ratio"):
+        MetricSums({"loss": 1.0}, 1) + MetricSums({"ratio": 1.0}, 1)
+
+
+def test_loss_output_of_a_batch_is_a_plain_sum():
+    output = batch_loss(logits(RECORDS[:1]), RECORDS[:1], 1, CONFIGS["credit"])
+    assert isinstance(output, LossOutput)
+    assert output.loss.shape == ()

@@ -1,0 +1,74 @@
+"""Both policies learn from, and are saved for, the prompts of every family of Video-LLMs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cacovid.config import ModelConfig, PolicyConfig
+from cacovid.models.adapter import VideoLLM
+from cacovid.models.loading import load_video_llm
+from cacovid.policy import CompressionPolicy, NonCausalLayer, build_policy, collate
+from cacovid.policy.paper import PaperPolicy
+from cacovid.records import PolicyInput
+from tests.support.tiny_models import BUILDERS, save_tiny_model
+
+QUESTIONS = ("what is the colour of the circle?", "where is the red square before the blue one?")
+
+
+@pytest.fixture(scope="module", params=sorted(BUILDERS))
+def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VideoLLM:
+    folder = save_tiny_model(request.param, tmp_path_factory.mktemp(request.param))
+    return load_video_llm(ModelConfig(path=str(folder), device="cpu"))
+
+
+def inputs(llm: VideoLLM) -> list[PolicyInput]:
+    """Two prompts of different length about one clip."""
+    frames = np.random.default_rng(0).integers(0, 256, (4, 48, 48, 3), dtype=np.uint8)
+    return [llm.encode(frames, question).policy_input() for question in QUESTIONS]
+
+
+def policy_of(kind: str, llm: VideoLLM) -> CompressionPolicy:
+    layer = NonCausalLayer.from_language_model(llm.model.get_decoder())
+    return build_policy(PolicyConfig(kind=kind), llm.hidden_size, layer, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["late", "paper"])
+def test_every_parameter_learns_from_a_padded_batch(llm: VideoLLM, kind: str) -> None:
+    policy = policy_of(kind, llm).train()
+    output = policy(collate(inputs(llm)))
+    assert output.token_scores.isfinite().all()
+    assert output.token_scores.std() > 0
+    (output.token_logits.square().sum() + output.frame_logits.square().sum()).backward()
+    for name, parameter in policy.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("kind", ["late", "paper"])
+def test_a_saved_policy_comes_back_without_the_model(llm: VideoLLM, kind: str, tmp_path: Path) -> None:
+    policy, items = policy_of(kind, llm), inputs(llm)
+    policy.save_pretrained(tmp_path)
+    again = CompressionPolicy.from_pretrained(tmp_path)
+    for ours, theirs in zip(policy.eval().evaluate(items), again.evaluate(items), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_paper_policy_starts_from_the_models_own_first_layer(llm: VideoLLM) -> None:
+    policy = policy_of("paper", llm)
+    assert isinstance(policy, PaperPolicy)
+    own = llm.model.get_decoder().layers[0].state_dict()
+    copied = policy.layer.layer.state_dict()
+    assert own.keys() == copied.keys()
+    assert all(torch.equal(own[name], copied[name]) for name in own)
+
+
+@torch.no_grad()
+def test_the_paper_policy_sees_the_question_and_the_positions(llm: VideoLLM) -> None:
+    policy, (item, other) = policy_of("paper", llm).eval(), inputs(llm)
+    assert not torch.equal(policy.evaluate([item]).token_logits, policy.evaluate([other]).token_logits)
+    batch = collate([item])
+    batch.position_ids[:] = batch.position_ids.flip(-1)
+    assert not torch.allclose(policy.evaluate([item]).token_logits, policy(batch).token_logits)

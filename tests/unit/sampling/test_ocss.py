@@ -1,0 +1,134 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cacovid.config import SamplingConfig
+from cacovid.errors import UserError
+from cacovid.records import Combinations, Mode, TokenGrid
+from cacovid.sampling import mode_counts, rate_of, sample_combinations, step_tokens, tokens_at
+from cacovid.sampling.ocss import draw_frames, frames_drawn
+from cacovid.seeding import generator
+from tests.support.chi_square import assert_follows
+from tests.unit.sampling.test_capping import slow_cap
+from tests.unit.sampling.test_groups import successive
+
+
+def draw(grid: TokenGrid, config: SamplingConfig, rate: float, seed: int = 0) -> tuple[Combinations, torch.Tensor]:
+    inputs = generator("ocss", seed)
+    tokens = torch.randn(grid.tokens, 2, generator=inputs)
+    frames = torch.randn(grid.frames, 2, generator=inputs)
+    features = torch.randn(grid.tokens, 8, generator=inputs)
+    return sample_combinations(tokens, frames, features, grid, config, rate, generator("draw", seed)), tokens
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.builds(TokenGrid, st.integers(1, 9), st.integers(1, 5), st.integers(1, 5)),
+    st.sampled_from(["token", "mixed"]),
+    st.integers(4, 17),
+    st.floats(0.001, 1.0),
+    st.floats(0.01, 1.0),
+)
+def test_every_combination_holds_k_tokens_a_frame_in_ascending_order(grid, modes, group, rate, frame_ratio):
+    combinations, _ = draw(grid, SamplingConfig(group=group, modes=modes, frame_ratio=frame_ratio), rate)
+    kept = combinations.kept
+    assert kept.shape == (group, tokens_at(rate, grid) * grid.frames)
+    assert kept.dtype == torch.int32
+    assert bool((kept.diff(dim=1) > 0).all())
+    assert int(kept.min()) >= 0
+    assert int(kept.max()) < grid.tokens
+    per_frame = kept[combinations.modes != Mode.FRAME] // grid.per_frame
+    counts = torch.nn.functional.one_hot(per_frame.long(), grid.frames).sum(dim=1)
+    assert bool((counts == tokens_at(rate, grid)).all())
+
+
+def test_mixed_modes_come_as_content_token_frame():
+    combinations, _ = draw(TokenGrid(8, 4, 4), SamplingConfig(group=32, modes="mixed"), 1 / 16)
+    assert combinations.modes.tolist() == [Mode.CONTENT] + 23 * [Mode.TOKEN] + 8 * [Mode.FRAME]
+    assert mode_counts(SamplingConfig(group=6, modes="mixed")) == (1, 3, 2)
+    assert mode_counts(SamplingConfig(group=32, modes="token")) == (0, 32, 0)
+
+
+def test_frame_samples_keep_tokens_of_their_drawn_frames_only():
+    grid = TokenGrid(8, 4, 4)
+    config = SamplingConfig(group=32, modes="mixed", frame_ratio=0.25)
+    combinations, _ = draw(grid, config, 1 / 16)
+    is_frame = combinations.modes == Mode.FRAME
+    assert not combinations.frames[~is_frame].any()
+    assert combinations.frames[is_frame].sum(dim=1).tolist() == 8 * [2]
+    owner = (combinations.kept[is_frame] // grid.per_frame).long()
+    assert bool(combinations.frames[is_frame].gather(1, owner).all())
+
+
+def test_the_first_samples_of_token_and_frame_are_the_plain_tops():
+    grid = TokenGrid(4, 3, 3)
+    config = SamplingConfig(group=8, modes="mixed", frame_ratio=0.5)
+    token_scores = torch.randn(grid.tokens, generator=generator("a"))
+    frame_scores = torch.tensor([0.1, 5.0, -1.0, 2.0])
+    logits = [torch.stack([torch.zeros_like(scores), scores], dim=1) for scores in (token_scores, frame_scores)]
+    combinations = sample_combinations(*logits, torch.randn(36, 4), grid, config, 2 / 9, generator("b"))
+    expected = token_scores.view(4, 9).topk(2).indices + 9 * torch.arange(4)[:, None]
+    assert combinations.kept[1].tolist() == sorted(expected.flatten().tolist())
+    first_frame = (combinations.modes == Mode.FRAME).nonzero()[0].item()
+    assert combinations.frames[first_frame].tolist() == [False, True, False, True]
+
+
+def test_drawn_frames_follow_their_enumeration():
+    scores = torch.tensor([4.0, 1.0, 0.5, 0.0, -0.5], dtype=torch.float64)
+    config = SamplingConfig(max_frame_prob=2.0)
+    drawn = draw_frames(scores, 2, 20_001, config, generator("frames"))[1:]
+    weights = slow_cap(torch.softmax(scores, dim=0).tolist(), 2.0 / 5)
+    assert_follows([frozenset(row) for row in drawn.tolist()], successive(dict(enumerate(weights)), 2))
+
+
+def test_enough_frames_are_drawn_to_hold_the_tokens():
+    grid = TokenGrid(8, 3, 3)
+    assert frames_drawn(SamplingConfig(frame_ratio=0.125), grid, kept=1) == 1
+    assert frames_drawn(SamplingConfig(frame_ratio=0.3), grid, kept=1) == 3
+    assert frames_drawn(SamplingConfig(frame_ratio=0.125), grid, kept=3) == 3
+    assert frames_drawn(SamplingConfig(frame_ratio=0.07), TokenGrid(100, 4, 4), kept=1) == 7  # of 7.000...1
+
+
+def test_equal_generators_give_equal_combinations_and_others_do_not():
+    config = SamplingConfig(group=8, modes="mixed")
+    grid = TokenGrid(4, 4, 4)
+    first, tokens = draw(grid, config, 0.1)
+    again, _ = draw(grid, config, 0.1)
+    assert torch.equal(first.kept, again.kept)
+    assert torch.equal(first.frames, again.frames)
+    other = sample_combinations(
+        tokens, torch.zeros(4, 2), torch.randn(64, 8), grid, config, 0.1, generator("elsewhere")
+    )
+    assert not torch.equal(first.kept, other.kept)
+
+
+def test_sampling_leaves_the_global_generator_alone():
+    before = torch.random.get_rng_state()
+    draw(TokenGrid(4, 4, 4), SamplingConfig(group=8, modes="mixed"), 0.1)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_rates_and_tokens_per_frame_convert_exactly():
+    grid = TokenGrid(2, 14, 14)
+    assert all(tokens_at(rate_of(k, grid), grid) == k for k in range(1, 197))
+    assert tokens_at(0.02, grid) == 4
+    assert tokens_at(1e-6, grid) == 1
+    with pytest.raises(UserError, match="a frame has 196"):
+        rate_of(197, grid)
+
+
+def test_tokens_of_a_step_are_drawn_evenly_from_the_configured_ones():
+    config = SamplingConfig(tokens_per_frame=(1, 2, 3))
+    draws = generator("step")
+    assert_follows([step_tokens(config, draws) for _ in range(3000)], {1: 1 / 3, 2: 1 / 3, 3: 1 / 3})
+    assert step_tokens(SamplingConfig(tokens_per_frame=()), draws) is None
+
+
+def test_diverged_logits_are_an_error_that_names_the_remedy():
+    logits = torch.zeros(8, 2)
+    logits[3, 1] = torch.nan
+    with pytest.raises(UserError, match="lower optimizer"):
+        sample_combinations(
+            logits, torch.zeros(2, 2), torch.zeros(8, 4), TokenGrid(2, 2, 2), SamplingConfig(), 0.5, generator(0)
+        )

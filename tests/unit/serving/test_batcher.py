@@ -1,0 +1,118 @@
+"""Requests into batches; leaving, faults and stalls."""
+
+import asyncio
+import threading
+
+import torch
+
+from serving.config import EngineConfig
+from serving.engine.batcher import Batcher
+from serving.engine.engine import Engine
+from serving.engine.records import (
+    Answer,
+    Decoding,
+    Delta,
+    Failed,
+)
+from tests.support.serving_engine import (
+    asks,
+    clip_of,
+    one,
+    text_of,
+)
+from tests.support.waiting import PATIENCE_S, until
+
+
+def with_batcher(engine: Engine, work, **config):
+    async def through():
+        batcher = Batcher(engine, EngineConfig(**config))
+        batcher.start()
+        try:
+            return await work(batcher)
+        finally:
+            await batcher.stop()
+
+    return asyncio.run(through())
+
+
+def test_requests_that_wait_together_are_answered_together(llm, engine, monkeypatch):
+    sizes = []
+    run_batch = engine.run
+    monkeypatch.setattr(engine, "run", lambda jobs: sizes.append(len(jobs)) or run_batch(jobs))
+
+    async def work(batcher: Batcher) -> list[Answer]:
+        return await asyncio.gather(*(batcher.answer(asks(), [clip_of(0)]) for _ in range(7)))
+
+    answers = with_batcher(engine, work, max_batch=4)
+    assert {answer.text for answer in answers} == {text_of(one(engine, asks()))}
+    assert sizes[:2] == [4, 3]
+
+
+def test_a_failing_batch_is_answered_with_an_error_and_the_next_one_runs(engine, monkeypatch, caplog):
+    run_batch = engine.run
+
+    def broken(jobs):
+        monkeypatch.setattr(engine, "run", run_batch)
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(engine, "run", broken)
+
+    async def work(batcher: Batcher):
+        return await batcher.answer(asks(), [clip_of(0)]), await batcher.answer(asks(), [clip_of(0)])
+
+    first, second = with_batcher(engine, work)
+    assert (first.error.status, "secret" in first.error.message) == (500, False)
+    assert isinstance(second, Answer)
+
+
+def test_a_device_that_has_failed_makes_its_engine_unhealthy(engine, monkeypatch):
+    """After an illegal access CUDA answers nothing more in that process; another error is one batch's."""
+
+    def failing_with(error: Exception) -> str | None:
+        def broken(jobs):
+            raise error
+
+        async def work(batcher: Batcher) -> str | None:
+            assert isinstance(await batcher.answer(asks(), [clip_of(0)]), Failed)
+            return batcher.fault()
+
+        monkeypatch.setattr(engine, "run", broken)
+        return with_batcher(engine, work)
+
+    assert failing_with(RuntimeError("a bug")) is None
+    assert "device" in failing_with(torch.AcceleratorError("CUDA error: an illegal memory access", 700))
+
+
+def test_leaving_early_ends_the_generation(llm, engine, monkeypatch):
+    steps = []
+    forward = llm.model.forward
+    monkeypatch.setattr(llm.model, "forward", lambda *args, **kwargs: steps.append(1) or forward(*args, **kwargs))
+
+    async def work(batcher: Batcher) -> Answer:
+        events = batcher.events(asks(decoding=Decoding(max_tokens=1000)), [clip_of(0)])
+        async for event in events:
+            if isinstance(event, Delta):
+                break
+        await events.aclose()
+        return await batcher.answer(asks(), [clip_of(0)])
+
+    assert isinstance(with_batcher(engine, work), Answer)
+    assert len(steps) < 500
+
+
+def test_a_stalled_batch_is_a_fault(engine, monkeypatch):
+    release = threading.Event()
+    run_batch = engine.run
+    monkeypatch.setattr(engine, "run", lambda jobs: release.wait(PATIENCE_S) and run_batch(jobs))
+
+    async def work(batcher: Batcher):
+        assert batcher.fault() is None
+        task = asyncio.create_task(batcher.answer(asks(), [clip_of(0)]))
+        await until(batcher.fault)
+        fault = batcher.fault()
+        release.set()
+        await task
+        await until(lambda: batcher.fault() is None)  # the batch ends just after its last event
+        return fault
+
+    assert with_batcher(engine, work, stall_s=0.1) == "a batch has lasted longer than engine.stall_s=0.1"

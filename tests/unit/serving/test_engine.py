@@ -1,0 +1,225 @@
+"""The engine without Ray: batches, methods, policies, refusals."""
+
+import pytest
+import torch
+
+from cacovid.errors import UserError
+from cacovid.methods.selection import budget
+from serving.engine.engine import Job
+from serving.engine.records import (
+    Compressed,
+    Compression,
+    Decoding,
+    Delta,
+    EngineRequest,
+    Failed,
+    Finished,
+    Started,
+)
+from tests.support.serving_engine import (
+    QUESTION,
+    WORDY,
+    asks,
+    clip_of,
+    compresses,
+    engine_of,
+    failure,
+    one,
+    run,
+    text_of,
+    tiny_policy,
+)
+from tests.support.tiny_models import BUILDERS
+
+
+@pytest.mark.parametrize("kind", sorted(BUILDERS))
+def test_a_batch_of_prompts_of_different_lengths_answers_as_each_alone(kind):
+    """Left padding, joined tower outputs and per-request positions, for every family of models."""
+    engine = engine_of(kind)
+    asked = [
+        (asks(QUESTION, compression=Compression(0.2)), [clip_of(0)]),
+        (asks(WORDY, compression=Compression(0.2, positions="contiguous")), [clip_of(1)]),
+        (asks(WORDY, compression=Compression(0.2, method="uniform")), [clip_of(0)]),
+        (asks("where?", compression=Compression(0.5)), [clip_of(1)]),
+    ]
+    together = [text_of(events) for events in run(engine, *asked)]
+    alone = [text_of(run(engine, each)[0]) for each in asked]
+    assert together == alone
+    assert len(set(alone)) > 1, "the answers depend on the question"
+
+
+def test_the_answer_is_the_librarys(llm, engine):
+    """The same tokens kept and the same greedy text as the adapter gives, which test_models.py proves right."""
+    events = one(engine, asks(compression=Compression(0.2)))
+    compressed = one(engine, compresses(compression=Compression(0.2)))[0]
+    encoded = llm.encode(clip_of(0).frames, QUESTION)
+    expected = llm.answer(encoded, torch.tensor([compressed.kept]), 6, "original").texts[0]
+    assert text_of(events) == expected
+    started, finished = events[0], events[-1]
+    assert isinstance(started, Started)
+    assert isinstance(finished, Finished)
+    assert (finished.reason, finished.completion_tokens) == ("length", 6)
+    assert finished.report.video_tokens == encoded.grid.tokens
+    assert finished.report.video_tokens_kept == budget(0.2, encoded.grid.tokens)
+    assert finished.report.prompt_tokens == encoded.length
+    assert finished.report.prompt_tokens - finished.report.prompt_tokens_kept == encoded.grid.tokens - len(
+        compressed.kept
+    )
+    assert finished.report.timings.generate >= finished.report.timings.first_token > 0
+
+
+def test_text_arrives_token_by_token(engine):
+    events = one(engine, asks(decoding=Decoding(max_tokens=9)))
+    assert sum(isinstance(event, Delta) for event in events) > 1
+
+
+def test_every_request_of_a_batch_has_its_own_length(engine):
+    lengths = [1, 5, 9]
+    asked = [(asks(decoding=Decoding(max_tokens=length)), [clip_of(0)]) for length in lengths]
+    assert [events[-1].completion_tokens for events in run(engine, *asked)] == lengths
+
+
+@pytest.mark.parametrize("method", ["policy", "uniform", "random", "divprune", "text-cosine", "all"])
+def test_every_method_keeps_its_budget(engine, method):
+    retention = None if method == "all" else 0.25
+    compressed = one(engine, compresses(compression=Compression(retention, method)))[0]
+    assert isinstance(compressed, Compressed)
+    tokens = compressed.report.video_tokens
+    assert len(compressed.kept) == (tokens if method == "all" else budget(0.25, tokens))
+    assert compressed.kept == sorted(set(compressed.kept))
+    assert sum(compressed.frame_budgets) == len(compressed.kept)
+    assert (compressed.token_scores is not None) == (method == "policy")
+
+
+def test_a_model_without_policy_keeps_all_tokens_or_uses_a_method_that_needs_none(engine):
+    whole = one(engine, compresses(model="plain"))[0]
+    assert whole.report.method == "all"
+    assert len(whole.kept) == whole.report.video_tokens
+    assert failure(one(engine, asks(model="plain", compression=Compression(method="policy")))).error.status == 422
+    assert one(engine, compresses(model="plain", compression=Compression(0.1, "uniform")))[0].report.retention == 0.1
+
+
+def test_an_unknown_model_is_not_found(engine):
+    assert failure(one(engine, asks(model="other"))).error.status == 404
+
+
+def test_a_question_without_video_is_answered_and_cannot_be_compressed(engine):
+    events = run(engine, (asks("what is red?", videos=0), []), (compresses(videos=0), []))
+    assert isinstance(events[0][-1], Finished)
+    assert events[0][-1].report.video_tokens == 0
+    assert failure(events[1]).error.status == 422
+
+
+def test_several_turns_and_clips_are_read(engine):
+    messages = (
+        {"role": "system", "content": [{"type": "text", "text": "the user"}]},
+        {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "what?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "red"}]},
+        {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "and where?"}]},
+    )
+    request = EngineRequest("trained", messages, decoding=Decoding(max_tokens=2))
+    events = run(engine, (request, [clip_of(0), clip_of(1, frames=4)]))[0]
+    assert isinstance(events[-1], Finished)
+    assert events[-1].report.grid[0] == 12
+
+
+def test_control_tokens_in_the_text_are_refused(llm, engine):
+    for token in ("<|im_start|>", "<video>", "<image>", llm.processor.tokenizer.eos_token):
+        assert "control token" in failure(one(engine, asks(f"what {token} is?"))).error.message
+
+
+def test_a_prompt_or_answer_beyond_the_models_positions_is_refused():
+    engine = engine_of(max_tokens=10**6)
+    assert failure(one(engine, asks(decoding=Decoding(max_tokens=5000)))).error.code == "context_length_exceeded"
+    short = engine_of(max_prompt_tokens=50)
+    assert failure(one(short, asks())).error.code == "context_length_exceeded"
+
+
+def test_a_request_that_waited_too_long_is_given_up(engine):
+    assert failure(one(engine, asks(time_left_s=-1.0))).error.status == 503
+
+
+def test_a_bad_request_does_not_harm_its_batch(engine):
+    asked = [(asks(), [clip_of(0)]), (asks(model="other"), [clip_of(0)]), (asks(WORDY), [clip_of(1)])]
+    events = run(engine, *asked)
+    assert [type(each[-1]) for each in events] == [Finished, Failed, Finished]
+    assert text_of(events[0]) == text_of(one(engine, asks()))
+
+
+def test_a_short_answer_does_not_wait_for_the_long_ones_of_its_batch(engine):
+    """Its last event comes at its last token, and so do its time and its place in the queue."""
+    events = []
+    lengths = (2, 40)
+    jobs = [
+        Job(asks(decoding=Decoding(max_tokens=length)), [clip_of(0)], lambda event, n=length: events.append((n, event)))
+        for length in lengths
+    ]
+    engine.run(jobs)
+    (end,) = (place for place, (length, event) in enumerate(events) if length == 2 and isinstance(event, Finished))
+    assert sum(isinstance(event, Delta) for _, event in events[end:]) > 20
+    short, long = (event.report.timings.generate for _, event in events if isinstance(event, Finished))
+    assert short < long
+
+
+@pytest.mark.parametrize("step", ["encode", "select"])
+def test_a_fault_of_ours_in_one_request_does_not_harm_its_batch(engine, monkeypatch, step, caplog):
+    whole = getattr(engine._builder, step)
+
+    def broken(first, *args):
+        request = first if isinstance(first, EngineRequest) else first.request
+        if request.messages[0]["content"][1]["text"] == WORDY:
+            raise RuntimeError("secret detail")
+        return whole(first, *args)
+
+    monkeypatch.setattr(engine._builder, step, broken)
+    events = run(engine, (asks(), [clip_of(0)]), (asks(WORDY), [clip_of(0)]))
+    assert isinstance(events[0][-1], Finished)
+    assert (failure(events[1]).error.status, "secret" in failure(events[1]).error.message) == (500, False)
+    assert "secret detail" in caplog.text
+
+
+def test_scores_that_do_not_fit_into_memory_are_refused_and_the_others_of_the_batch_answered(engine, monkeypatch):
+    def greedy(prompts):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("serving.engine.engine.score", greedy)
+    other = asks(compression=Compression(0.2, "uniform"))
+    events = run(engine, (asks(), [clip_of(0)]), (other, [clip_of(0)]))
+    assert (failure(events[0]).error.status, failure(events[0]).error.code) == (503, "overloaded")
+    assert isinstance(events[1][-1], Finished)
+
+
+def test_the_tower_runs_once_for_a_clip_asked_about_twice(llm, engine, monkeypatch):
+    watched = []
+    watch = llm.watch
+    monkeypatch.setattr(llm, "watch", lambda frames, fps: watched.append(1) or watch(frames, fps=fps))
+    run(engine, (asks(), [clip_of(3)]), (asks(WORDY), [clip_of(3)]))
+    one(engine, asks(), clip_of(3))
+    assert len(watched) == 1
+
+
+def test_small_batches_are_cut_by_their_tokens(llm, monkeypatch):
+    sizes = []
+    generate = llm.model.generate
+    monkeypatch.setattr(
+        llm.model, "generate", lambda **kwargs: sizes.append(len(kwargs["input_ids"])) or generate(**kwargs)
+    )
+    run(engine_of(max_batch_tokens=120), *[(asks(), [clip_of(0)])] * 5)
+    assert sum(sizes) == 5
+    assert 1 < max(sizes) < 5
+
+
+def test_policies_change_without_touching_the_model(llm, engine):
+    weights = llm.model.lm_head.weight.data_ptr()
+    before = one(engine, compresses())[0].kept
+    engine.load_policies({"trained": tiny_policy(seed=5), "second": tiny_policy()})
+    assert one(engine, compresses())[0].kept != before
+    assert one(engine, compresses(model="second"))[0].kept == before
+    assert [card.id for card in engine.models()] == ["trained", "second", "plain"]
+    assert llm.model.lm_head.weight.data_ptr() == weights
+
+
+def test_a_policy_for_another_model_is_refused_and_the_old_ones_stay(engine):
+    with pytest.raises(UserError, match="was trained for the model"):
+        engine.load_policies({"new": tiny_policy("qwen2_5_vl")})
+    assert [card.id for card in engine.models()] == ["trained", "plain"]
