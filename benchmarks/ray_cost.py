@@ -28,9 +28,9 @@ from cacovid.policy.batch import collate
 from cacovid.policy.model_policy import policy_for
 from cacovid.records import RolloutRecord
 from cacovid.rollout import RolloutRequest, roll_out
+from cluster.ray_cluster import connected
 from cluster.training.cpo import CPO
 from cluster.training.cpo_config import CPOConfig
-from cluster.training.run import connect
 from learner.training_data import RecordData
 
 ROUNDS = 5
@@ -87,8 +87,7 @@ def main() -> None:
     """What Ray and DeepSpeed cost over a plain process, side by side, printed as two tables."""
     console = Console()
     torch.set_num_threads(1)
-    connect(None)
-    with tempfile.TemporaryDirectory() as folder:
+    with connected(None), tempfile.TemporaryDirectory() as folder:
         overrides = {"data.train_clips": CLIPS, "run.steps": 10_000, "data.cache_bytes": 0}
         config = with_overrides(TrainConfig(), overrides)
         algorithm: CPO = CPOConfig.from_train_config(config).training(run_dir=folder).build_algo()
@@ -97,7 +96,6 @@ def main() -> None:
             _learner(console, algorithm, config)
         finally:
             algorithm.stop()
-    ray.shutdown()
 
 
 def _plain(config: TrainConfig) -> Plain:

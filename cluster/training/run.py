@@ -4,9 +4,7 @@ A first Ctrl-C ends the run after the current step with a checkpoint; a second o
 """
 
 import logging
-import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ from safetensors import SafetensorError
 
 from cacovid.config import TrainConfig
 from cacovid.errors import UserError
+from cluster.ray_cluster import check_resources, connected
 from cluster.training.cpo import CPO
 from cluster.training.cpo_config import CPOConfig
 from cluster.training.run_directory import RunDirectory
@@ -60,72 +59,6 @@ class _Interrupt:
             signal.signal(name, handler)
 
 
-def connect(address: str | None) -> bool:
-    """Join the cluster at ``address`` ('auto': the one that runs here), or start a local one (None, 'local').
-
-    Returns whether this call connected; False where the process was connected already.
-
-    Raises:
-        UserError: There is no cluster at ``address``.
-    """
-    for name in ("ray.rllib", "ray.tune", "ray._common.deprecation", "DeepSpeed"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    if ray.is_initialized():
-        return False
-    # RLlib's actors take their config by reference, of which Ray's core warns on stderr; the group holds it.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if address in (None, "local"):
-        # Without an address Ray would join whatever cluster runs on this machine.
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        return True
-    if address != "auto":
-        _check_reachable(address)
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError) as error:
-        raise UserError(
-            f"no Ray cluster at {address!r}: {error} (if it asks for a token: set RAY_AUTH_MODE=token)"
-        ) from error
-    return True
-
-
-def _check_reachable(address: str) -> None:
-    """Fail within seconds where Ray would wait for minutes."""
-    host, _, port = address.rpartition("/")[2].rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, ValueError) as error:
-        raise UserError(f"no Ray cluster at {address!r} ({error}): give host:port, ray://host:port or auto") from error
-
-
-def check_resources(config: TrainConfig, elastic: bool) -> None:
-    """See that the cluster can hold all actors and learners at once, instead of waiting for it.
-
-    Args:
-        elastic: The cluster may grow (it was joined, not started here): there is only a warning.
-
-    Raises:
-        UserError: It cannot, with what is asked and what is there.
-    """
-    there = ray.cluster_resources()
-    for kind, field in (("CPU", "cpus"), ("GPU", "gpus")):
-        actors, learners = getattr(config.actors, field), getattr(config.learners, field)
-        needed = config.actors.count * actors + config.learners.count * learners
-        if needed <= there.get(kind, 0):
-            continue
-        shortage = (
-            f"{config.actors.count} actors x {actors:g} and {config.learners.count} learners x {learners:g} "
-            f"need {needed:g} {kind}s, "
-        )
-        if not elastic:
-            raise UserError(
-                f"{shortage}this machine has {there.get(kind, 0):g}: lower actors.count or actors.{field}, "
-                "or join a cluster with --address"
-            )
-        waiting = f"waiting up to {config.run.start_timeout_s:.0f} s for it to grow"
-        logger.warning("%sthe cluster has %g: %s", shortage, there.get(kind, 0), waiting)
-
-
 def train(
     config: TrainConfig, run: RunDirectory, report: Report, *, resume: bool = False, address: str | None = None
 ) -> TrainingOutcome:
@@ -138,23 +71,21 @@ def train(
     Raises:
         UserError: The run cannot start or go on for a reason that the user can mend.
     """
-    connected = connect(address)
-    interrupt = _Interrupt()  # after Ray, which takes SIGTERM for itself
-    algorithm = None
-    try:
-        check_resources(config, elastic=address not in (None, "local"))
-        algorithm = _build(config, run)
-        checkpoint = run.newest_checkpoint() if resume else None
-        if checkpoint is not None:
-            algorithm.restore_from_path(checkpoint)
-        interrupt.gentle = True
-        return _loop(algorithm, config, run, report, interrupt)
-    finally:
-        interrupt.restore()
-        if algorithm is not None:
-            algorithm.stop()
-        if connected:
-            ray.shutdown()
+    with connected(address):
+        interrupt = _Interrupt()  # after Ray, which takes SIGTERM for itself
+        algorithm = None
+        try:
+            check_resources(config, elastic=address not in (None, "local"))
+            algorithm = _build(config, run)
+            checkpoint = run.newest_checkpoint() if resume else None
+            if checkpoint is not None:
+                algorithm.restore_from_path(checkpoint)
+            interrupt.gentle = True
+            return _loop(algorithm, config, run, report, interrupt)
+        finally:
+            interrupt.restore()
+            if algorithm is not None:
+                algorithm.stop()
 
 
 def _build(config: TrainConfig, run: RunDirectory) -> CPO:

@@ -10,7 +10,7 @@ import ray
 
 from cacovid.errors import UserError
 from cluster.commands.main import main
-from cluster.training.run import connect
+from cluster.ray_cluster import connected
 from tests.support.waiting import wait_until
 
 
@@ -74,8 +74,8 @@ def test_mistakes_that_show_on_the_cluster_are_one_line_too(
 
 def test_address_without_a_cluster_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    with pytest.raises(UserError, match=r"no Ray cluster at '127\.0\.0\.1:1'"):
-        connect("127.0.0.1:1")
+    with pytest.raises(UserError, match=r"no Ray cluster at '127\.0\.0\.1:1'"), connected("127.0.0.1:1"):
+        pass
 
 
 def test_address_of_the_environment_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,10 @@ from cacovid.config import TrainConfig
 from cacovid.config_files import with_overrides
 from cacovid.errors import UserError
 from cacovid.policy.build import build_policy
+from cluster.ray_cluster import check_resources
 from cluster.training.cpo import CPO
 from cluster.training.cpo_config import CPOConfig
 from cluster.training.initial_policy import initial_policy_files, read_policy_files
-from cluster.training.run import check_resources
 from learner.deepspeed_learner import DeepSpeedLearner
 from learner.group import DeepSpeedLearnerGroup
 from learner.training_data import RecordData
