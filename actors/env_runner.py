@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import gymnasium
+import ray
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env import INPUT_ENV_SPACES
@@ -48,6 +49,10 @@ class RolloutEnvRunner(EnvRunner, Checkpointable):  # type: ignore[misc]
         self._weights_id: str | None = None
         if self.worker_index:
             torch.set_num_threads(self.train_config.actors.threads)
+
+    def node_id(self) -> str:
+        """The node that this actor runs on."""
+        return str(ray.get_runtime_context().get_node_id())
 
     def load(self) -> str | None:
         """Load the replica; returns the traceback where that fails (an exception would end the actor)."""

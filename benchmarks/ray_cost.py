@@ -29,8 +29,7 @@ from cacovid.policy.model_policy import policy_for
 from cacovid.records import RolloutRecord
 from cacovid.rollout import RolloutRequest, roll_out
 from cluster.ray_cluster import connected
-from cluster.training.cpo import CPO
-from cluster.training.cpo_config import CPOConfig
+from cluster.training.cpo import CPO, CPOConfig
 from learner.training_data import RecordData
 
 ROUNDS = 5

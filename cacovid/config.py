@@ -151,6 +151,9 @@ class LearnersConfig(Section):
     record_cache_bytes: Count = Field(
         1_000_000_000, description="host memory of one learner for replayed records already fetched"
     )
+    timeout_s: Annotated[float, Field(gt=0)] = Field(
+        1_800.0, description="seconds of one update or checkpoint until the learners count as hanging and are restarted"
+    )
     max_restarts: Count = Field(2, description="times a dead learner group is restarted from the last checkpoint")
 
 
@@ -182,6 +185,9 @@ class RunConfig(Section):
     items_per_step: Positive = Field(16, description="questions rolled out per training step")
     checkpoint_every: Positive = Field(20, description="training steps between checkpoints")
     keep_checkpoints: Positive = Field(2, description="newest checkpoints kept")
+    stop_grace_s: Annotated[float, Field(ge=0)] = Field(
+        15.0, description="seconds after SIGTERM until the step under way is given up and the last finished one saved"
+    )
     start_timeout_s: Annotated[float, Field(gt=0)] = Field(
         1_800.0, description="seconds that actors and learners may wait for their places in the cluster and start"
     )

@@ -5,8 +5,11 @@ ZeRO-3 gather then hangs) and cannot recover; this one calls every learner for e
 """
 
 import json
+import logging
 import socket
+import time
 from collections.abc import Callable, Collection, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,22 @@ import ray
 import torch
 from ray.rllib.core import COMPONENT_LEARNER
 from ray.rllib.core.learner.learner_group import LearnerGroup
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_current_placement_group,
+    placement_group,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cacovid.config import TrainConfig
 from cacovid.errors import UserError
 from learner.deepspeed_learner import DeepSpeedLearner, PolicyFiles
 from learner.training_data import RecordData
 
+logger = logging.getLogger(__name__)
 META = "learners.json"
+UNAVAILABLE_SECONDS = 60.0  # of broken connections until a learner counts as dead
 DEATH_NOTICE_SECONDS = 5.0  # from a peer's failed collective call to Ray's word that a learner died
 
 
@@ -40,16 +52,39 @@ def _raise_death(calls: Sequence[ray.ObjectRef]) -> None:
             continue
 
 
+class LearnerHangs(ray.exceptions.RayActorError):  # type: ignore[misc]
+    """A learner has not answered for ``learners.timeout_s``: to be treated as if it had died."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(error_msg=message)
+
+
 class _LearnerActor(DeepSpeedLearner):
     """The learner as an actor, with what the group asks of rank 0's node."""
+
+    _last_call: tuple[int, Any] = (-1, None)  # number and value
 
     def rendezvous(self) -> tuple[str, int]:
         """Address and free port of this learner's node."""
         return ray.util.get_node_ip_address(), free_port()
 
+    def once(self, number: int, method: str, *arguments: Any) -> Any:  # noqa: ANN401 - the method's
+        """Do call ``number`` unless it was the last one done: asked again, it gives the same value again.
+
+        So a caller that lost the connection may repeat its question, although an optimiser step done twice
+        would be another step.
+        """
+        if self._last_call[0] != number:
+            self._last_call = (number, getattr(self, method)(*arguments))
+        return self._last_call[1]
+
 
 class DeepSpeedLearnerGroup(LearnerGroup):  # type: ignore[misc]
-    """0 learners: the learner runs in the driver; N: N actors in one process group."""
+    """0 learners: the learner runs in the driver; N: N actors in one process group.
+
+    The actors' places are reserved together, packed onto few nodes, before any of them starts: half a group
+    would wait for its other half for ever.
+    """
 
     def __init__(self, *, config: Any, module_spec: Any, policy_files: PolicyFiles) -> None:  # noqa: ANN401
         # The parent's constructor would start Ray Train's executor: everything it sets is set here.
@@ -60,6 +95,8 @@ class DeepSpeedLearnerGroup(LearnerGroup):  # type: ignore[misc]
         self._worker_manager = None
         self._learner: DeepSpeedLearner | None = None
         self._workers: list[Any] = []
+        self._places: PlacementGroup | None = None  # reserved by this group
+        self._calls = count()
         if self.is_remote:
             try:
                 self._start_actors(policy_files)
@@ -73,38 +110,77 @@ class DeepSpeedLearnerGroup(LearnerGroup):  # type: ignore[misc]
 
     def _start_actors(self, policy_files: PolicyFiles) -> None:
         cfg: TrainConfig = self.config.train_config()
+        deadline = time.monotonic() + cfg.run.start_timeout_s
         actor = ray.remote(num_cpus=cfg.learners.cpus, num_gpus=cfg.learners.gpus)(_LearnerActor)
         self._workers = [
-            actor.remote(config=self.config, module_spec=self._module_spec) for _ in range(cfg.learners.count)
+            actor.options(scheduling_strategy=place).remote(config=self.config, module_spec=self._module_spec)
+            for place in self._reserved_places(cfg)
         ]
-        try:
-            places = ray.get([w.rendezvous.remote() for w in self._workers], timeout=cfg.run.start_timeout_s)
-        except ray.exceptions.GetTimeoutError as error:
+        (master, port), *_ = self._wait([w.rendezvous.remote() for w in self._workers], deadline)
+        files, size = ray.put(policy_files), len(self._workers)
+        self._call("connect", [(rank, size, master, port, files) for rank in range(size)], deadline)
+        self._call("build", deadline=deadline)
+
+    def _reserved_places(self, cfg: TrainConfig) -> list[Any]:
+        """A scheduling strategy for each learner, in rank order.
+
+        Raises:
+            UserError: The cluster had no room for all of them within ``run.start_timeout_s``.
+        """
+        ranks = range(cfg.learners.count)
+        trial = get_current_placement_group()
+        if trial is not None:  # Tune has reserved the places, behind its own and the actors' ones
+            first = 1 + cfg.actors.count
+            return [PlacementGroupSchedulingStrategy(trial, first + rank) for rank in ranks]
+        need = {"CPU": cfg.learners.cpus, "GPU": cfg.learners.gpus}
+        bundle = {name: amount for name, amount in need.items() if amount}
+        if not bundle:
+            return ["DEFAULT" for _ in ranks]
+        self._places = placement_group([bundle for _ in ranks], strategy="PACK")
+        if not self._places.wait(cfg.run.start_timeout_s):
             raise UserError(
                 f"the cluster had no room for {cfg.learners.count} learners of {cfg.learners.cpus:g} CPUs and "
                 f"{cfg.learners.gpus:g} GPUs within {cfg.run.start_timeout_s:.0f} s: lower learners.count, "
                 "enlarge the cluster or raise run.start_timeout_s"
-            ) from error
-        files, count = ray.put(policy_files), len(self._workers)
-        self._call("connect", [(rank, count, *places[0], files) for rank in range(count)])
-        self._call("build")
+            )
+        return [PlacementGroupSchedulingStrategy(self._places, rank) for rank in ranks]
 
     def __len__(self) -> int:
         return max(1, len(self._workers))
 
-    def _call(self, method: str, arguments: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
+    def _call(
+        self, method: str, arguments: Sequence[tuple[Any, ...]] | None = None, deadline: float | None = None
+    ) -> list[Any]:
         """Call ``method`` on every learner at once; each learner's own arguments, in rank order.
 
+        Args:
+            deadline: ``time.monotonic()`` by which all must have answered; None: ``learners.timeout_s`` from now.
+
         Raises:
-            RayActorError: A learner died, even where another one's broken collective call came in first.
+            RayActorError: A learner died, even where another one's broken collective call came in first, or hangs.
             UserError, OSError: As a learner raised it.
         """
         arguments = arguments or [()] * len(self)
         if self._learner is not None:
             return [getattr(self._learner, method)(*arguments[0])]
-        calls = [getattr(w, method).remote(*given) for w, given in zip(self._workers, arguments, strict=True)]
+        started, number = time.monotonic(), next(self._calls)
+        deadline = deadline or started + self.config.train_config().learners.timeout_s
+        while True:
+            calls = [w.once.remote(number, method, *given) for w, given in zip(self._workers, arguments, strict=True)]
+            try:
+                return self._wait(calls, deadline)
+            except ray.exceptions.ActorUnavailableError as error:  # the connection broke; the learner may live
+                if time.monotonic() - started > UNAVAILABLE_SECONDS:
+                    raise
+                logger.warning("a learner cannot be reached, asking again: %s", error)
+                time.sleep(1.0)
+
+    def _wait(self, calls: Sequence[ray.ObjectRef], deadline: float) -> list[Any]:
         try:
-            return list(ray.get(calls))
+            return list(ray.get(calls, timeout=max(0.0, deadline - time.monotonic())))
+        except ray.exceptions.GetTimeoutError as error:
+            silent = len(ray.wait(calls, num_returns=len(calls), timeout=0)[1])
+            raise LearnerHangs(f"{silent} of {len(calls)} learners have not answered in time") from error
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError | OSError):
                 raise error.cause from error
@@ -184,4 +260,6 @@ class DeepSpeedLearnerGroup(LearnerGroup):  # type: ignore[misc]
         if ray.is_initialized():  # else they are gone, and ray.kill would start a new cluster
             for worker in self._workers:
                 ray.kill(worker)
+            if self._places is not None:
+                remove_placement_group(self._places)
         self._workers = []

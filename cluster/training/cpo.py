@@ -10,16 +10,23 @@ See :mod:`cluster.training.rollout_schedule` for what is given out when.
 """
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import ray
 from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
-from actors.pool import RolloutPool, end_actors
-from actors.task import EncodeTask, EvaluateTask, TaskResult, parts
+from actors.env_runner import DUMMY_SPACE, RolloutEnvRunner
+from actors.host import RayHost
+from actors.pool import RolloutPool
+from actors.task import EncodeTask, EvaluateTask, Task, TaskResult, parts
+from cacovid.config import TrainConfig
+from cacovid.config_files import with_overrides
 from cacovid.data.order import ItemOrder
 from cacovid.data.skipped import SkippedItems
 from cacovid.embedded.items import evaluation_items, training_items
@@ -27,16 +34,135 @@ from cacovid.errors import UserError
 from cacovid.objective.replay_snapshot import ReplaySnapshot
 from cacovid.policy.base import CompressionPolicy
 from cacovid.records import VideoQuestion
-from cluster.training.cpo_config import CPOConfig
-from cluster.training.initial_policy import initial_policy_files
+from cluster.training.foreign_settings import refuse_foreign_settings
+from cluster.training.initial_policy import initial_policy_files, read_policy_files
 from cluster.training.rollout_schedule import RolloutSchedule
 from cluster.training.step_metrics import StepMetrics, evaluation_metrics, rollout_metrics
 from cluster.training.updates import Updates
+from learner.deepspeed_learner import DeepSpeedLearner
 from learner.group import DeepSpeedLearnerGroup
 from learner.module import CompressionModule
 
 MODEL = "model-fingerprint"  # file in a checkpoint
 STATE = "cpo"  # our part of RLlib's state and of its results
+
+
+# Fields of a run that RLlib has settings of its own for: those hold the value.
+PLACEMENT = {
+    "actors.count": "num_env_runners",
+    "actors.cpus": "num_cpus_per_env_runner",
+    "actors.gpus": "num_gpus_per_env_runner",
+    "learners.count": "num_learners",
+    "learners.cpus": "num_cpus_per_learner",
+    "learners.gpus": "num_gpus_per_learner",
+}
+
+
+class CPOConfig(AlgorithmConfig):  # type: ignore[misc]
+    """Configures :class:`CPO`.
+
+    ``CPOConfig().env_runners(num_env_runners=2).learners(num_learners=1)`` works as for any RLlib
+    algorithm; everything else is one :class:`TrainConfig`, given whole or as dotted overrides::
+
+        CPOConfig().training(overrides={"run.steps": 20, "optimizer.lr": 1e-3}).build_algo().train()
+    """
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class or CPO)
+        self.base = TrainConfig()
+        self.overrides: dict[str, Any] = {}
+        self.run_dir: str | None = None
+        self.initial_policy: str | None = None  # folder, once the algorithm has made it
+        self.env_runner_cls = RolloutEnvRunner
+        self.observation_space = DUMMY_SPACE
+        self.action_space = DUMMY_SPACE
+        self._dont_auto_sync_env_runner_states = True
+        self.merge_env_runner_states = False
+        self.broadcast_env_runner_states = False
+        self._adopt(self.base)
+
+    @classmethod
+    def from_train_config(cls, config: TrainConfig) -> Self:
+        """An algorithm config that runs ``config`` exactly."""
+        built = cls()
+        built.base = config
+        built._adopt(config)
+        return built
+
+    def _adopt(self, config: TrainConfig) -> None:
+        for name, attribute in PLACEMENT.items():
+            section, field = name.split(".")
+            setattr(self, attribute, getattr(getattr(config, section), field))
+
+    def training(
+        self,
+        *,
+        overrides: Mapping[str, Any] | None = None,
+        run_dir: str | None = None,
+        **kwargs: Any,  # noqa: ANN401 - RLlib's own settings
+    ) -> Self:
+        """Set fields of the :class:`TrainConfig` by dotted name, beside RLlib's own settings.
+
+        Args:
+            overrides: e.g. ``{"optimizer.lr": 1e-3}``; validated when the algorithm is built.
+            run_dir: Where drawn clips, the embedding cache, ``skipped.jsonl`` and the like go; None takes
+                RLlib's log folder.
+        """
+        super().training(**kwargs)
+        if overrides is not None:
+            for name, value in overrides.items():
+                if name in PLACEMENT:
+                    setattr(self, PLACEMENT[name], value)
+                else:
+                    self.overrides = {**self.overrides, name: value}
+        if run_dir is not None:
+            self.run_dir = run_dir
+        return self
+
+    def validate(self) -> None:
+        """RLlib's own checks and ours.
+
+        Raises:
+            UserError: An override that does not fit, or a setting of RLlib that CPO does not have.
+        """
+        self.train_config()
+        super().validate()
+        if not self.in_evaluation:  # RLlib derives that config itself
+            refuse_foreign_settings(self)
+
+    def train_config(self) -> TrainConfig:
+        """The resolved run: base, overrides, then RLlib's own numbers of actors and learners."""
+        placement = {name: getattr(self, attribute) for name, attribute in PLACEMENT.items()}
+        if placement["learners.cpus"] == "auto":  # RLlib's own default
+            del placement["learners.cpus"]
+        return with_overrides(self.base, {**self.overrides, **placement})
+
+    def get_default_learner_class(self) -> type[DeepSpeedLearner]:
+        """The DeepSpeed learner."""
+        return DeepSpeedLearner
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        """The compression policy's module."""
+        return RLModuleSpec(module_class=CompressionModule, observation_space=DUMMY_SPACE, action_space=DUMMY_SPACE)
+
+    @property
+    def _model_config_auto_includes(self) -> dict[str, Any]:
+        return {}
+
+    def build_learner_group(
+        self,
+        *,
+        env: Any = None,  # noqa: ANN401 - RLlib's signature
+        spaces: Any = None,  # noqa: ANN401
+        rl_module_spec: Any = None,  # noqa: ANN401
+        placement_group: Any = None,  # noqa: ANN401
+    ) -> DeepSpeedLearnerGroup:
+        """Our own group in place of RLlib's."""
+        spec = rl_module_spec or self.get_multi_rl_module_spec(env=env, spaces=spaces)
+        assert self.initial_policy is not None, "the algorithm makes the initial policy first"
+        return DeepSpeedLearnerGroup(
+            config=self, module_spec=spec, policy_files=read_policy_files(Path(self.initial_policy))
+        )
 
 
 class CPO(Algorithm):  # type: ignore[misc]
@@ -70,6 +196,14 @@ class CPO(Algorithm):  # type: ignore[misc]
         if cfg.data.cache_dir is None:
             self.config.training(overrides={"data.cache_dir": str(self.run_dir / "cache")})
         self.env_runner_group = None
+        self.pool = RolloutPool(
+            RayHost(self.config) if cfg.actors.count else None,
+            cfg.actors.count,
+            self._work_in_driver,
+            max_retries=cfg.actors.max_retries,
+            start_timeout_s=cfg.run.start_timeout_s,
+            task_timeout_s=cfg.actors.task_timeout_s,
+        )
         try:
             self._start(items)
         except BaseException:
@@ -77,22 +211,40 @@ class CPO(Algorithm):  # type: ignore[misc]
             raise
 
     def _start(self, items: Sequence[VideoQuestion]) -> None:
+        """The learners first: rollout actors that took their places would starve them."""
         cfg = self.train_cfg
+        self.config.num_env_runners = 0  # RLlib would start the actors now, and wait for them without a limit
         try:
             super().setup(self.config)
-        except IndexError as error:  # RLlib asks the first rollout actor for its spaces, and finds no answer
-            raise UserError("the first rollout actor died while it started: see the Ray logs") from error
-        self.pool = RolloutPool(
-            self.env_runner_group,
-            max_retries=cfg.actors.max_retries,
-            start_timeout_s=cfg.run.start_timeout_s,
-            task_timeout_s=cfg.actors.task_timeout_s,
-        )
+        except ray.exceptions.RayActorError as error:
+            raise UserError(
+                f"the learners could not start ({str(error).splitlines()[0]}): see the Ray logs, "
+                "or raise run.start_timeout_s"
+            ) from error
+        self.config.num_env_runners = cfg.actors.count
+        self.pool.start()
         self.order = ItemOrder(items, cfg.run.items_per_step, cfg.run.seed)
         self.schedule = RolloutSchedule(self.pool, self.order, cfg)
         self.updates = Updates(cfg)
         self.finished_steps = 0
         self.schedule.publish(0, self.learner_group.publish())
+
+    def _work_in_driver(self, task: Task) -> TaskResult:
+        assert self.env_runner_group is not None
+        result: TaskResult = self.env_runner_group.local_env_runner.sample(task=task)
+        return result
+
+    def _show_actors(self) -> None:
+        """Let RLlib's own group, and so its users, see the pool's actors."""
+        assert self.env_runner_group is not None
+        manager = self.env_runner_group._worker_manager
+        ready, shown = self.pool.handles(), dict(manager.actors())
+        for number, handle in shown.items():
+            if handle not in ready:
+                manager.remove_actor(number)
+        manager.add_actors([handle for handle in ready if handle not in shown.values()])
+        for number in manager.actors():
+            manager.set_actor_state(number, healthy=True)
 
     def start_over(self) -> None:
         """Start the learner group anew and everything else before step 0; a checkpoint may be restored afterwards."""
@@ -106,8 +258,9 @@ class CPO(Algorithm):  # type: ignore[misc]
 
     def cleanup(self) -> None:
         """End actors and learners at once, busy or not: RLlib alone would wait for the actors' tasks."""
+        self.pool.close()
         if self.env_runner_group is not None:
-            end_actors(self.env_runner_group)
+            self._show_actors()
         super().cleanup()
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
@@ -128,6 +281,7 @@ class CPO(Algorithm):  # type: ignore[misc]
                 "mend the items or raise run.items_per_step"
             )
         losses = self.updates.learn(self.learner_group, step, records)
+        self._show_actors()
         self.finished_steps = step + 1
         self.schedule.publish(step + 1, self.learner_group.publish())
         metrics = rollout_metrics(

@@ -11,8 +11,7 @@ from cacovid.config import TrainConfig
 from cacovid.config_files import with_overrides
 from cacovid.data.table import read_questions, write_questions
 from cacovid.errors import UserError
-from cluster.training.cpo import CPO
-from cluster.training.cpo_config import CPOConfig
+from cluster.training.cpo import CPO, CPOConfig
 from cluster.training.run import train
 from cluster.training.run_directory import RunDirectory
 from tests.integration.conftest import Trained, finished

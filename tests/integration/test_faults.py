@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -13,13 +14,15 @@ from cacovid.config_files import with_overrides
 from cacovid.errors import UserError
 from cacovid.policy.build import build_policy
 from cluster.ray_cluster import check_resources
-from cluster.training.cpo import CPO
-from cluster.training.cpo_config import CPOConfig
+from cluster.training.cpo import CPO, CPOConfig
 from cluster.training.initial_policy import initial_policy_files, read_policy_files
+from cluster.training.rollout_schedule import RolloutSchedule
+from cluster.training.run import train
+from cluster.training.run_directory import RunDirectory
 from learner.deepspeed_learner import DeepSpeedLearner
 from learner.group import DeepSpeedLearnerGroup
 from learner.training_data import RecordData
-from tests.integration.conftest import Trained, run_training
+from tests.integration.conftest import Trained, finished, run_training
 from tests.integration.test_same_policy import largest_difference
 from tests.support.killing import actor_pids, kill, kill_after_step, learner_pids
 from tests.support.made_records import make_record
@@ -108,21 +111,70 @@ def test_stop_ends_busy_actors_at_once(cluster: None, table: Path, small_run: Tr
 def test_failed_build_leaves_no_actor(
     cluster: None, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The learner fails after the rollout actors have started; the traceback keeps their group alive."""
+    """The build fails after the rollout actors have started; the traceback keeps the algorithm alive."""
     pids: list[int] = []
-    plain_cleanup = CPO.cleanup
 
-    def note_then_clean(algorithm: CPO) -> None:
-        pids.extend(actor_pids(algorithm))
-        plain_cleanup(algorithm)
+    def note_then_fail(schedule: RolloutSchedule, version: int, weights: object) -> None:
+        wait_until(schedule.pool.handles)
+        pids.extend(ray.get([handle.apply.remote(lambda runner: os.getpid()) for handle in schedule.pool.handles()]))
+        raise UserError("no weights")
 
-    monkeypatch.setattr(CPO, "cleanup", note_then_clean)
-    config = with_overrides(small_run, {"actors.count": 1, "learners.gpus": 1})
-    with pytest.raises(UserError, match=r"learners\.gpus=1, but torch sees no GPU") as failure:
+    monkeypatch.setattr(RolloutSchedule, "publish", note_then_fail)
+    config = with_overrides(small_run, {"actors.count": 1})
+    with pytest.raises(UserError, match="no weights") as failure:
         CPOConfig.from_train_config(config).training(run_dir=str(tmp_path)).build_algo()
     assert len(pids) == 1
     wait_until(lambda: not is_running(pids[0]))
     assert failure.traceback
+
+
+def test_learners_that_cannot_start_are_told_before_any_actor_is_started(
+    cluster: None, small_run: TrainConfig, tmp_path: Path
+) -> None:
+    config = with_overrides(small_run, {"actors.count": 1, "learners.gpus": 1})
+    with pytest.raises(UserError, match=r"learners\.gpus=1, but torch sees no GPU"):
+        CPOConfig.from_train_config(config).training(run_dir=str(tmp_path)).build_algo()
+    late = with_overrides(small_run, {"actors.count": 0, "learners.count": 1, "run.start_timeout_s": 2})
+    with pytest.raises(UserError, match=r"learners could not start \(1 of 1 learners have not answered in time\)"):
+        CPOConfig.from_train_config(late).training(run_dir=str(tmp_path)).build_algo()
+
+
+def test_rollout_actors_cannot_starve_the_learners(cluster: None, small_run: TrainConfig, tmp_path: Path) -> None:
+    """The two actors would fill the cluster's 8 CPUs; the learner has its 3 before them, and one actor waits."""
+    places = {"actors.count": 2, "actors.cpus": 4, "learners.count": 1, "learners.cpus": 3}
+    config = with_overrides(small_run, {**places, "run.start_timeout_s": 60})
+    algorithm: CPO = CPOConfig.from_train_config(config).training(run_dir=str(tmp_path)).build_algo()
+    try:
+        assert algorithm.train()["cpo"]["questions"] == 4
+        assert len(algorithm.pool.handles()) == 1
+    finally:
+        algorithm.stop()
+
+
+def test_sigterm_in_a_step_that_does_not_end_saves_the_last_finished_one(
+    undisturbed: Trained, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only actor sleeps for a minute after the second step; the run ends seconds after the signal."""
+    plain_step = CPO.training_step
+
+    def step_then_sleep(algorithm: CPO) -> None:
+        plain_step(algorithm)
+        if algorithm.finished_steps == 2:
+            algorithm.env_runner_group.foreach_env_runner_async(lambda runner: time.sleep(60), tag="test")
+            threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    monkeypatch.setattr(CPO, "training_step", step_then_sleep)
+    config = with_overrides(small_run, {"actors.count": 1, "run.stop_grace_s": 0.5, "run.checkpoint_every": 4})
+    trained = run_training(config, tmp_path / "run")
+    finished_steps = trained.outcome.finished_steps
+    assert trained.outcome.interrupted
+    assert finished_steps in (2, 3)  # the third one's rollouts may have been there already
+    assert trained.run.newest_checkpoint() == trained.run.checkpoint(finished_steps)
+    monkeypatch.undo()
+    resumed, saved = RunDirectory.resume(tmp_path / "run")
+    whole = finished(train(saved, resumed, lambda row: None, resume=True), resumed)
+    assert whole.losses == undisturbed.losses
+    assert largest_difference(whole, undisturbed) <= 1e-6
 
 
 def test_cluster_without_room_is_told_and_not_waited_for_for_ever(

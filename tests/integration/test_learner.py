@@ -1,8 +1,10 @@
 """The DeepSpeed learner by itself: every placement and ZeRO stage takes the same optimiser steps."""
 
+import time
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 from cacovid.config import TrainConfig
@@ -10,7 +12,7 @@ from cacovid.config_files import with_overrides
 from cacovid.errors import UserError
 from cacovid.policy.build import build_policy
 from cacovid.records import RolloutRecord
-from cluster.training.cpo_config import CPOConfig
+from cluster.training.cpo import CPOConfig
 from learner.deepspeed_learner import PolicyFiles
 from learner.engine import PolicyEngine
 from learner.group import DeepSpeedLearnerGroup
@@ -89,6 +91,39 @@ def test_two_learners_equal_the_local_one(
     assert losses(group, records, first=3, count=2) == pytest.approx(expected[3:], rel=1e-5)
     group.restore_from_path(tmp_path / "checkpoint")
     assert losses(group, records, first=3, count=2) == pytest.approx(expected[3:], rel=1e-5)
+    group.shutdown()
+
+
+def test_broken_connection_is_no_death_and_no_second_step(
+    policy_files: PolicyFiles, records: list[RolloutRecord], cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The learner has taken the step, but its answer is lost on the way: asked again, it does not take another one."""
+    reference = start(policy_files, 0, 0)
+    expected = losses(reference, records)
+    reference.shutdown()
+    group = start(policy_files, 1, 0)
+    plain_get, broken = ray.get, []
+
+    def get(calls: object, **options: object) -> object:
+        answers = plain_get(calls, **options)
+        if len(broken) < 2:
+            broken.append(calls)
+            raise ray.exceptions.ActorUnavailableError("connection reset", None)
+        return answers
+
+    monkeypatch.setattr("learner.group.ray.get", get)
+    assert losses(group, records) == pytest.approx(expected, rel=1e-6)
+    assert len(broken) == 2
+    group.shutdown()
+
+
+def test_learner_that_hangs_counts_as_dead(
+    policy_files: PolicyFiles, records: list[RolloutRecord], cluster: None
+) -> None:
+    group = start(policy_files, 1, 0, **{"learners.timeout_s": 1})
+    group.foreach_learner(lambda learner: setattr(learner, "update", lambda *shard: time.sleep(60)))
+    with pytest.raises(ray.exceptions.RayActorError, match="1 of 1 learners have not answered in time"):
+        losses(group, records)
     group.shutdown()
 
 

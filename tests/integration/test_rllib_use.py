@@ -8,8 +8,7 @@ from ray import tune
 from ray.tune.schedulers import PopulationBasedTraining
 
 from cacovid.errors import UserError
-from cluster.training.cpo import CPO
-from cluster.training.cpo_config import CPOConfig
+from cluster.training.cpo import CPO, CPOConfig
 from tests.integration.conftest import SMALL_RUN
 
 

@@ -7,9 +7,13 @@ from collections.abc import Callable
 import pytest
 
 from cluster.training.cpo import CPO
+from tests.support.waiting import wait_until
 
 
 def actor_pids(algorithm: CPO) -> list[int]:
+    """Of all rollout actors, once they are ready."""
+    wait_until(lambda: len(algorithm.pool.handles()) == algorithm.train_cfg.actors.count)
+    algorithm._show_actors()
     pids: list[int] = algorithm.env_runner_group.foreach_env_runner(lambda runner: os.getpid(), local_env_runner=False)
     return pids
 

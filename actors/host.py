@@ -1,0 +1,95 @@
+"""How a pool starts, calls and ends its actors: what it asks for, and Ray's way of doing it."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Protocol, TypeAlias
+
+import ray
+from ray.util.placement_group import get_current_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.env_runner import RolloutEnvRunner
+
+Done: TypeAlias = Callable[[Any, Exception | None], None]  # takes the call's value, or its error
+
+
+class ActorLost(Exception):
+    """The actor's process or its node is gone, and its calls with it."""
+
+
+class ActorUnreachable(Exception):
+    """The connection broke while the actor may live; whether the call ran is not known."""
+
+
+class ActorHost(Protocol):
+    """Starts actors and calls them."""
+
+    def start(self, number: int) -> Any:  # noqa: ANN401 - the host's own handle
+        """Begin to start actor ``number`` (from 1); calls wait until it is there."""
+        ...
+
+    def call(self, handle: Any, method: str, done: Done, *arguments: Any) -> None:  # noqa: ANN401
+        """Call ``method``; ``done`` hears of the end, from any thread. Calls of one actor run in order.
+
+        Its error is :class:`ActorLost`, :class:`ActorUnreachable` or what the method raised.
+        """
+        ...
+
+    def end(self, handle: Any) -> None:  # noqa: ANN401
+        """End the actor at once, busy or hanging as it may be."""
+        ...
+
+    def node_lives(self, node: str) -> bool:
+        """Whether the machine of this id still belongs to the cluster."""
+        ...
+
+
+class RayHost:
+    """Rollout actors as Ray actors, one at each place of the pool.
+
+    Ray does not restart them: whoever restarts an actor must know why it died, and where.
+
+    Args:
+        config: the algorithm's config, which each actor gets.
+    """
+
+    def __init__(self, config: Any) -> None:  # noqa: ANN401
+        self._class = ray.remote(
+            num_cpus=config.num_cpus_per_env_runner,
+            num_gpus=config.num_gpus_per_env_runner,
+            resources=config.custom_resources_per_env_runner,
+            max_restarts=0,
+        )(RolloutEnvRunner)
+        self._config = ray.put(config)
+        # Under Tune: bundle 0 is the trial's own, then come those of its actors.
+        self._group = get_current_placement_group()
+
+    def start(self, number: int) -> ray.actor.ActorHandle:
+        """See :class:`ActorHost`."""
+        group = self._group
+        place = "DEFAULT" if group is None else PlacementGroupSchedulingStrategy(group, number)
+        return self._class.options(scheduling_strategy=place).remote(config=self._config, worker_index=number)
+
+    def call(self, handle: ray.actor.ActorHandle, method: str, done: Done, *arguments: Any) -> None:  # noqa: ANN401
+        """See :class:`ActorHost`."""
+
+        def hear(future: Future[Any]) -> None:
+            error = future.exception()
+            if isinstance(error, ray.exceptions.ActorUnavailableError):
+                done(None, ActorUnreachable(str(error)))
+            elif isinstance(error, ray.exceptions.RayActorError):
+                done(None, ActorLost(str(error)))
+            elif error is not None:
+                done(None, error if isinstance(error, Exception) else RuntimeError(str(error)))
+            else:
+                done(future.result(), None)
+
+        getattr(handle, method).remote(*arguments).future().add_done_callback(hear)
+
+    def end(self, handle: ray.actor.ActorHandle) -> None:
+        """See :class:`ActorHost`."""
+        ray.kill(handle)
+
+    def node_lives(self, node: str) -> bool:
+        """See :class:`ActorHost`."""
+        return any(each["NodeID"] == node and each["Alive"] for each in ray.nodes())
