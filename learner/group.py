@@ -1,5 +1,10 @@
 """A LearnerGroup that starts its own plain actors, with or without remote learners.
 
+    group --update(shard of records)--> [learner 0] <-- gradients, weights (gloo or NCCL) --> [learner 1] ...
+       ^                                    |
+       '--- metrics, gathered weights <-----'  by a deadline; silence counts as death
+
+
 RLlib's stock group rests on Ray Train's private backend executor, asks one learner for the state (a
 ZeRO-3 gather then hangs) and cannot recover; this one calls every learner for everything.
 """
