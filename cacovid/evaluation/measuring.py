@@ -6,6 +6,7 @@ tokens that several methods agree on are answered once.
 Shape legend: N video tokens, k retained tokens, M distinct selections of one budget.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,7 +18,8 @@ from cacovid.data.reader import ItemReader
 from cacovid.data.skipped import SkippedItems
 from cacovid.errors import BadItem, UserError
 from cacovid.evaluation.awareness import question_awareness
-from cacovid.evaluation.result import EvaluationResult, Row, Tally
+from cacovid.evaluation.result import EvaluationResult, Row
+from cacovid.evaluation.statistics import Tally
 from cacovid.methods.baselines import evidence_cells
 from cacovid.methods.protocol import EvaluationCase, PolicyMethod, ScoringMethod, SelectionMethod
 from cacovid.methods.registry import UNTRAINED
@@ -31,10 +33,9 @@ Cell = tuple[str, float]  # method, retention
 @dataclass
 class _Totals:
     full: Tally = field(default_factory=Tally)
-    accuracy: dict[Cell, Tally] = field(default_factory=dict)
-    recall: dict[Cell, Tally] = field(default_factory=dict)
-    awareness: dict[str, Tally] = field(default_factory=dict)
-    videos: set[str] = field(default_factory=set)
+    accuracy: dict[Cell, Tally] = field(default_factory=lambda: defaultdict(Tally))
+    recall: dict[Cell, Tally] = field(default_factory=lambda: defaultdict(Tally))
+    awareness: dict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
 
 
 def evaluate(
@@ -119,15 +120,15 @@ def _measure(
         for method in methods
         if isinstance(method, ScoringMethod)
     ]
-    totals.full.add(full)
-    totals.videos.add(case.item.video)
+    video = case.item.video
+    totals.full.add(full, video)
     for cell, reward, recall in measured:
-        totals.accuracy.setdefault(cell, Tally()).add(reward)
+        totals.accuracy[cell].add(reward, video)
         if recall is not None:
-            totals.recall.setdefault(cell, Tally()).add(recall)
+            totals.recall[cell].add(recall, video)
     for name, area in awareness:
         if area is not None:
-            totals.awareness.setdefault(name, Tally()).add(area)
+            totals.awareness[name].add(area, video)
 
 
 def _checked(method: SelectionMethod, case: EvaluationCase, retention: float) -> Tensor:
@@ -168,14 +169,14 @@ def _result(
             tally = totals.accuracy[cell]
             accuracy = tally.mean()
             assert accuracy is not None
-            recall = totals.recall.get(cell, Tally()).mean()
+            recall = totals.recall[cell].mean()
             rows.append(Row(method.name, ratio, accuracy, tally.stderr(), recall, tally.count))
     trained = [method.name for method in methods if isinstance(method, PolicyMethod) and method.name != UNTRAINED]
     full = totals.full.mean()
     assert full is not None
     return EvaluationResult(
         model=reader.video_llm.config.path,
-        clips=len(totals.videos),
+        clips=len(totals.full.by_video),
         questions=totals.full.count,
         seed=seed,
         full_accuracy=full,

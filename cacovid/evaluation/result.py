@@ -1,33 +1,6 @@
-"""The outcome of an evaluation, with sums that reduce correctly."""
+"""The outcome of an evaluation."""
 
-import math
 from dataclasses import dataclass, field
-
-
-@dataclass
-class Tally:
-    """Count, sum and sum of squares of values in [0, 1]."""
-
-    count: int = 0
-    total: float = 0.0
-    squares: float = 0.0
-
-    def add(self, value: float) -> None:
-        """Take one value in."""
-        self.count += 1
-        self.total += value
-        self.squares += value * value
-
-    def mean(self) -> float | None:
-        """None of nothing."""
-        return self.total / self.count if self.count else None
-
-    def stderr(self) -> float:
-        """Standard error of the mean; sqrt(p(1-p)/n) where values are 0 or 1."""
-        if not self.count:
-            return 0.0
-        mean = self.total / self.count
-        return math.sqrt(max(0.0, self.squares / self.count - mean * mean) / self.count)
 
 
 @dataclass(frozen=True)
@@ -37,7 +10,7 @@ class Row:
     method: str
     retention: float
     accuracy: float  # mean reward; share of right answers where rewards are 0 or 1
-    stderr: float  # of the accuracy, over questions
+    stderr: float  # of the accuracy, clustered by video
     evidence_recall: float | None  # mean share of evidence tokens kept; None without evidence
     n: int  # questions
 
@@ -51,7 +24,7 @@ class EvaluationResult:
     questions: int
     seed: int
     full_accuracy: float  # from all video tokens
-    full_stderr: float
+    full_stderr: float  # clustered by video
     rows: tuple[Row, ...]
     question_awareness: dict[str, float] = field(default_factory=dict)  # AUC by scoring method
     main_policy: str | None = None  # the first trained policy's label

@@ -92,7 +92,7 @@ def result_table(result: EvaluationResult) -> Table:
     """Accuracy in percent by method and ratio, for the terminal."""
     table = Table(
         title=f"{escape(result.model)}: accuracy in % on {result.questions} questions, {result.clips} clips "
-        f"(all tokens {100 * result.full_accuracy:.1f})"
+        f"(all tokens {100 * result.full_accuracy:.1f}); ± one standard error, clustered by video"
     )
     table.add_column("method", no_wrap=True)
     for retention in result.retentions:

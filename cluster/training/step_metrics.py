@@ -7,7 +7,7 @@ import torch
 
 from actors.task import TaskResult
 from cacovid.errors import UserError
-from cacovid.evaluation.result import EvaluationResult, Tally
+from cacovid.evaluation.result import EvaluationResult
 from cacovid.records import Mode, RolloutRecord
 
 
@@ -60,11 +60,11 @@ def evaluation_metrics(evaluations: Sequence[EvaluationResult]) -> dict[str, flo
     """
     if not evaluations:
         raise UserError("no question of evaluation.data could be used: see skipped-evaluation.jsonl")
-    tallies: dict[str, Tally] = {}
+    values: dict[str, list[float]] = {}
 
     def add(name: str, value: float | None) -> None:
         if value is not None:
-            tallies.setdefault(name, Tally()).add(value)
+            values.setdefault(name, []).append(value)
 
     for result in evaluations:
         add("full_accuracy", result.full_accuracy)
@@ -72,7 +72,7 @@ def evaluation_metrics(evaluations: Sequence[EvaluationResult]) -> dict[str, flo
         for row in result.rows:
             add(f"accuracy_{row.retention:g}", row.accuracy)
             add(f"evidence_recall_{row.retention:g}", row.evidence_recall)
-    means = {name: mean for name, tally in tallies.items() if (mean := tally.mean()) is not None}
+    means = {name: sum(each) / len(each) for name, each in values.items()}
     return {**means, "questions": float(len(evaluations))}
 
 

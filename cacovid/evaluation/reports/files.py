@@ -45,7 +45,7 @@ def as_markdown(result: EvaluationResult) -> str:
         f"# {result.model}: {result.questions} questions on {result.clips} clips",
         "",
         f"All video tokens: {_percent(result.full_accuracy, result.full_stderr)} % right. Seed {result.seed}. "
-        f"Skipped items: {result.skipped}.",
+        f"Skipped items: {result.skipped}. Standard errors are clustered by video.",
         "",
         f"## Accuracy in % (± one standard error, n = {result.questions}) by share of video tokens kept",
         "",

@@ -78,7 +78,7 @@ def _accuracy_panel(axes: Any, result: EvaluationResult) -> None:  # noqa: ANN40
             elinewidth=0.9,
             zorder=3 if style.width > 2 else 2,
         )
-    axes.set_ylabel("accuracy (± standard error)")
+    axes.set_ylabel("accuracy (± standard error, by video)")
     _finish(axes, result)
 
 

@@ -15,7 +15,7 @@ from cacovid.data.skipped import SkippedItems
 from cacovid.errors import BadItem, UserError
 from cacovid.evaluation.measuring import evaluate
 from cacovid.evaluation.reports.files import as_json, as_markdown, write_report
-from cacovid.evaluation.result import EvaluationResult, Tally
+from cacovid.evaluation.result import EvaluationResult
 from cacovid.methods.protocol import EvaluationCase, PolicyMethod
 from cacovid.methods.registry import build_methods
 from cacovid.models.adapter import VideoLLM
@@ -255,10 +255,13 @@ def test_results_json_has_the_agreed_form(
     ]
 
 
-def test_tallies_give_the_binomial_standard_error() -> None:
-    tally = Tally()
-    assert tally.mean() is None
-    for value in (1, 0, 0, 1, 1):
-        tally.add(value)
-    assert tally.mean() == pytest.approx(0.6)
-    assert tally.stderr() == pytest.approx((0.6 * 0.4 / 5) ** 0.5)
+def test_standard_errors_see_videos_not_questions(folder: Path, llm: VideoLLM) -> None:
+    """Every question asked twice tells nothing new."""
+    items = questions(folder)
+    once = run(llm, [Watched()], items)
+    twice = run(llm, [Watched()], [*items, *(replace(item, id=f"{item.id} again") for item in items)])
+    assert once.full_stderr > 0
+    assert twice.full_stderr == pytest.approx(once.full_stderr, abs=1e-9)
+    for row, doubled in zip(once.rows, twice.rows, strict=True):
+        assert (doubled.n, doubled.accuracy) == (2 * row.n, row.accuracy)
+        assert doubled.stderr == pytest.approx(row.stderr, abs=1e-9)
