@@ -214,6 +214,11 @@ class TrainConfig(Section):
             return self.objective.replay_updates
         return self.sampling.inner_iterations
 
+    def questions_per_update(self) -> int:
+        """Questions of one optimiser step: drawn from the replay buffer, or all of the training step."""
+        replays = self.objective.kind == "credit" and self.objective.replay_bytes > 0
+        return self.objective.replay_batch if replays else self.run.items_per_step
+
     def total_updates(self) -> int:
         """Optimiser steps of the whole run, over which the schedule is laid."""
         return self.run.steps * self.updates_per_step()

@@ -38,14 +38,11 @@ def main(
     weights = sum(weight.numel() * weight.element_size() for weight in video_llm.model.parameters())
     policy = policy_for(video_llm, settings).to(device).eval()
     stages, record = replica_stages(video_llm, policy, settings, RETENTIONS, watch)
-    learns = questions or (
-        settings.objective.replay_batch if settings.objective.kind == "credit" else settings.run.items_per_step
-    )
     grid = record.input.grid
     del video_llm  # a learner has a device without a replica
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    stages.append(learner_stage(policy, record, settings, learns, watch))
+    stages.append(learner_stage(policy, record, settings, questions or settings.questions_per_update(), watch))
     parameters = sum(weight.numel() for weight in policy.parameters())
     typer.echo(
         f"{settings.model.path}{' in miniature' if reduced else ''}, random weights of {weights / GIB:.2f} GiB, "

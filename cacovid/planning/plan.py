@@ -102,7 +102,6 @@ def make_plan(config: TrainConfig, width: int = 640, height: int = 360) -> Plan:
     learns_in = torch.float32 if config.learners.bf16 == "off" else torch.bfloat16
     policy = policy_cost(config.policy, model, grid, text, learns_in)
     learner = _learner(config, policy, grid.tokens + text)
-    rollout, learning = _step_flops(config, replica, policy)
     return Plan(
         grid=grid,
         text=text,
@@ -110,8 +109,9 @@ def make_plan(config: TrainConfig, width: int = 640, height: int = 360) -> Plan:
         replica=replica,
         policy=policy,
         learner=learner,
-        rollout_flops=rollout,
-        learning_flops=learning,
+        rollout_flops=_rollout_flops(config, replica, policy),
+        # A backward pass counts twice its forward.
+        learning_flops=3 * config.updates_per_step() * config.questions_per_update() * policy.forward_flops,
         replay_items=_replay_items(config, replica),
         fits=tuple(fit(gpu, _actor_bytes(replica, policy), learner.total_bytes()) for gpu in GPUS),
     )
@@ -171,15 +171,10 @@ def _learner(config: TrainConfig, policy: PolicyCost, length: int) -> LearnerPla
     return LearnerPlan(tuple(states), prompts * policy.saved_bytes, prompts)
 
 
-def _step_flops(config: TrainConfig, replica: ReplicaPlan, policy: PolicyCost) -> tuple[int, int]:
-    """Operations of one training step: (rollouts, learning). A backward pass counts twice its forward."""
+def _rollout_flops(config: TrainConfig, replica: ReplicaPlan, policy: PolicyCost) -> int:
     combinations = config.sampling.group * config.sampling.inner_iterations
     item = replica.encode_flops + policy.forward_flops + combinations * replica.kept_flops
-    if _replay_items(config, replica):
-        prompts = config.objective.replay_updates * config.objective.replay_batch
-    else:
-        prompts = config.run.items_per_step * config.sampling.inner_iterations
-    return config.run.items_per_step * item, 3 * prompts * policy.forward_flops
+    return config.run.items_per_step * item
 
 
 def _replay_items(config: TrainConfig, replica: ReplicaPlan) -> int:

@@ -184,6 +184,8 @@ def test_rollouts_and_learning_are_added_up_over_a_step() -> None:
     assert plan.learning_flops == 3 * 4 * 48 * policy.forward_flops
     clipped = make_plan(small_plan_config(objective=ObjectiveConfig(kind="clipped")))
     assert clipped.learning_flops == 3 * 16 * policy.forward_flops
+    fresh = make_plan(small_plan_config(objective=ObjectiveConfig(replay_bytes=0, replay_updates=3)))
+    assert (fresh.learning_flops, fresh.replay_items) == (3 * 3 * 16 * policy.forward_flops, 0)
     assert (plan.replay_items, clipped.replay_items) == (2_000_000_000 // replica.item_bytes, 0)
 
 
