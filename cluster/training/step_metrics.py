@@ -38,7 +38,7 @@ def rollout_metrics(
         "reward": float(rewards.mean()),
         "top_k_reward": sum(_top_k_reward(record) for record in records) / len(records),
         "likelihood": float(torch.cat([s.likelihood for r in records for s in r.iterations]).mean()),
-        "informative": sum(_informative(record) for record in records) / len(records),
+        "rewards_differ": sum(_rewards_differ(record) for record in records) / len(records),
         "rate": sum(scored.combinations.rate for record in records for scored in record.iterations)
         / sum(len(record.iterations) for record in records),
         "combinations": float(rewards.numel()),
@@ -48,6 +48,7 @@ def rollout_metrics(
         "encode_seconds": sum(result.encode_seconds for result in results),
     }
     for name in sorted(losses[0]):
+        assert name not in row, f"the losses' {name!r} would overwrite the rollouts'"
         row[name] = sum(loss[name] for loss in losses) / len(losses)
     return row
 
@@ -83,7 +84,10 @@ def _top_k_reward(record: RolloutRecord) -> float:
     return float(first.reward[token_samples][0])
 
 
-def _informative(record: RolloutRecord) -> bool:
-    """Whether the item's rewards differ at all: without spread there is nothing to learn."""
+def _rewards_differ(record: RolloutRecord) -> bool:
+    """Whether the item's rewards differ at all: without spread there is nothing to learn.
+
+    ``informative`` among the losses is the same of the updates' records, most of them replayed.
+    """
     rewards = torch.cat([scored.reward for scored in record.iterations])
     return bool(rewards.min() != rewards.max())

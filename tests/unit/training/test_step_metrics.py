@@ -1,0 +1,39 @@
+"""The row of one training step: rollouts and losses side by side, no figure in another's place."""
+
+import pytest
+
+from actors.task import TaskResult
+from cluster.training.step_metrics import StepMetrics, rollout_metrics
+from tests.support.made_records import make_record
+
+KNOWN = StepMetrics(
+    step=3,
+    epoch=0.5,
+    policy_version=2,
+    wait_seconds=0.1,
+    learn_seconds=0.2,
+    lost_actors=0,
+    requeued_tasks=0,
+    replay_items=9,
+    replay_bytes=99,
+    skipped=0,
+)
+
+
+def rolled_out() -> list[TaskResult]:
+    """Four questions, one of them with rewards that differ."""
+    records = [make_record(seed, modes="token", equal_rewards=seed > 0) for seed in range(4)]
+    return [TaskResult(records=tuple(records))]
+
+
+def test_the_updates_share_of_informative_records_stands_beside_the_rollouts_own() -> None:
+    losses = [{"loss": 1.0, "informative": 0.5}, {"loss": 3.0, "informative": 1.0}]
+    row = rollout_metrics(rolled_out(), losses, KNOWN)
+    assert (row["informative"], row["rewards_differ"]) == (0.75, 0.25)
+    assert (row["loss"], row["staleness"], row["questions"]) == (2.0, 1.0, 4.0)
+
+
+@pytest.mark.parametrize("name", ["reward", "rate", "skipped"])
+def test_a_loss_of_another_figures_name_is_refused(name: str) -> None:
+    with pytest.raises(AssertionError, match=f"'{name}' would overwrite"):
+        rollout_metrics(rolled_out(), [{"loss": 1.0, name: 0.0}], KNOWN)
