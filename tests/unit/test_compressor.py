@@ -1,6 +1,8 @@
 """The library's front door, on a tiny random model."""
 
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from cacovid.compressor import Compressor, model_config_for
 from cacovid.config import ModelConfig, SelectionConfig, TrainConfig
 from cacovid.data.video import read_frames
 from cacovid.errors import BadItem, UserError
+from cacovid.models.encoded import Encoded
 from cacovid.models.loading import load_video_llm
 from cacovid.policy.base import PolicyMetadata
 from cacovid.policy.model_policy import policy_for
@@ -70,10 +73,32 @@ def test_everything_kept_answers_as_all_tokens_do(folder: Path, compressor: Comp
 
 def test_times_and_picture_are_given(folder: Path, compressor: Compressor) -> None:
     clip = compressor(folder / "clip.mp4", "what is the colour?")
-    assert min(clip.timings.decode, clip.timings.encode, clip.timings.policy, clip.prefill_seconds(repeats=1)) > 0
+    assert min(clip.timings.decode, clip.timings.encode, clip.timings.policy, *clip.prefill_seconds(repeats=1)) > 0
     assert clip.draw(["what is the colour?"]).width > 4 * 100
     assert clip.timings.decode > 0
     assert compressor(clip.video, "what?").timings.decode == 0
+
+
+def test_both_prefills_are_warm_and_take_turns(
+    folder: Path, compressor: Compressor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = compressor(folder / "clip.mp4", "what is the colour?", retention=0.25)
+    events: list[str] = []
+    answer, now = clip.video_llm.first_logits, time.perf_counter
+
+    def watched(encoded: Encoded, keep: torch.Tensor, **settings: str) -> torch.Tensor:
+        events.append(f"prefill of {keep.shape[1]}")
+        return answer(encoded, keep, **settings)
+
+    def clock() -> float:
+        events.append("clock")
+        return now()
+
+    monkeypatch.setattr(clip.video_llm, "first_logits", watched)
+    monkeypatch.setattr("cacovid.compressor.time", SimpleNamespace(perf_counter=clock))
+    assert min(clip.prefill_seconds(repeats=3)) > 0
+    timed = ["clock", "prefill of 9", "clock", "clock", "prefill of 36", "clock"]
+    assert events == ["prefill of 9", "prefill of 36", *timed * 3]
 
 
 def test_frames_already_decoded_give_the_same_tokens(folder: Path, compressor: Compressor) -> None:

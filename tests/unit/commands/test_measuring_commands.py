@@ -1,13 +1,18 @@
 """``cacovid evaluate``, ``compress`` and ``data`` as a user types them."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+import transformers as hf  # its names load lazily, after torchvision has been mended
 from PIL import Image
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from cacovid.config import ModelConfig, TrainConfig
 from cacovid.data.table import read_questions, write_questions
@@ -15,6 +20,7 @@ from cacovid.embedded.items import first_clips
 from cacovid.errors import UserError
 from cacovid.evaluation.blind import blind_reward
 from cacovid.models.loading import load_video_llm
+from cacovid.policy.base import CompressionPolicy
 from cacovid.policy.model_policy import policy_for
 from cacovid.records import VideoQuestion
 from cluster.commands.main import main
@@ -142,6 +148,34 @@ def test_compress_answers_from_both_and_draws(
     assert Image.open(picture).width > 500
     assert "exists" in refused(monkeypatch, capsys, *arguments)
     assert cacovid(monkeypatch, *arguments, "--max-new-tokens", "3", "--overwrite") == 0
+
+
+def test_compress_times_nothing_cold_but_the_reading_of_the_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    """On a clock that stands still but for forward passes: a module's first one lasts a minute, others 2 s."""
+    now, seen = 0.0, set()
+
+    def forward(module: torch.nn.Module, inputs: object) -> None:
+        nonlocal now
+        if isinstance(module, CompressionPolicy | hf.SiglipVisionModel | hf.Qwen2Model):
+            now += 2.0 if type(module) in seen else 60.0
+            seen.add(type(module))
+
+    monkeypatch.setattr("cacovid.compressor.time", SimpleNamespace(perf_counter=lambda: now))
+    watching = register_module_forward_pre_hook(forward)
+    try:
+        arguments = ("--question", "what is it?", "--option", "red", "--option", "blue", "--policy", folder / "run")
+        assert cacovid(monkeypatch, "compress", folder / "v0.mp4", *arguments, "--out", tmp_path / "kept.png") == 0
+    finally:
+        watching.remove()
+    printed = capsys.readouterr().out
+    assert len(seen) == 3
+    rows = {
+        cells[0]: cells[1:] for line in printed.splitlines() if len(cells := re.split(r"\s*[│┃]\s*", line)[1:-1]) == 3
+    }
+    assert rows["prefill"] == rows["encode"] == ["2000.0 ms", "2000.0 ms"]
+    assert rows["policy"] == ["2000.0 ms", "-"]
 
 
 def test_mistakes_in_compress_are_one_line_and_exit_code_two(
