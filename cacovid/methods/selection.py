@@ -4,6 +4,7 @@ Shape legend: N video tokens, T frames, S tokens per frame, k retained tokens.
 """
 
 import math
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -118,3 +119,11 @@ def _finite(scores: Tensor, name: str, expected: int) -> Tensor:
     if broken:
         raise UserError(f"{broken} of {expected} {name} scores are not finite: the policy's training has diverged")
     return scores
+
+
+def selection_rule(name: str) -> SelectionConfig:
+    """The rule ``name`` with its default settings. Raises UserError for an unknown one."""
+    rules = get_args(SelectionConfig.model_fields["rule"].annotation)
+    if name not in rules:
+        raise UserError(f"unknown selection rule {name!r}: choose of {', '.join(rules)}")
+    return SelectionConfig.model_validate({"rule": name})
