@@ -12,6 +12,7 @@ from benchmarks.real_shape.stages import Stage, Stopwatch, learner_stage, replic
 from cacovid.config_files import load_config
 from cacovid.errors import UserError
 from cacovid.policy.model_policy import policy_for
+from cluster.commands.shared import Overrides
 
 GIB = 1024**3
 RETENTIONS = (1.0, 0.25, 0.1)
@@ -22,7 +23,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def main(
     config: Annotated[Path, typer.Argument(help="a run's TOML file; model.path names a shipped LLaVA-OneVision shape")],
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.field=value, repeatable")] = None,
+    overrides: Overrides = None,
     questions: Annotated[
         int | None, typer.Option(min=1, help="questions of the learner step; without it the run's own number")
     ] = None,

@@ -4,54 +4,51 @@ Source: Ma et al., training setting; such items are dropped before training.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from cacovid.answering.prompting import format_prompt
 from cacovid.answering.scoring import score
+from cacovid.data.skipped import SkippedItems
 from cacovid.errors import BadItem
 from cacovid.models.adapter import VideoLLM
 from cacovid.records import VideoQuestion
 
 
-@dataclass(frozen=True)
-class BlindOutcome:
+class BlindOutcome(NamedTuple):
     """Which questions need their video."""
 
-    needed: tuple[VideoQuestion, ...]  # answered wrong without the video
-    guessed: tuple[VideoQuestion, ...]  # answered right without it
-    unusable: tuple[tuple[VideoQuestion, str], ...]  # with the reason
+    needed: list[VideoQuestion]  # answered wrong without the video
+    guessed: list[VideoQuestion]  # answered right without it
 
 
 def blind_test(
     video_llm: VideoLLM,
     items: Sequence[VideoQuestion],
-    *,
-    instruction: str = "",
-    right_from: float = 1.0,
-    progress: Callable[[int, int], None] | None = None,
+    instruction: str,
+    right_from: float,
+    skipped: SkippedItems,
+    progress: Callable[[int, int], None],
 ) -> BlindOutcome:
     """Ask every question without its video.
 
     Args:
         instruction: line appended to multiple-choice prompts.
         right_from: reward from which an answer counts as right; below 1 for graded problem types.
+        skipped: where questions whose answers cannot be used are set aside.
         progress: called with questions done and in all.
     """
-    needed: list[VideoQuestion] = []
-    guessed: list[VideoQuestion] = []
-    unusable: list[tuple[VideoQuestion, str]] = []
+    outcome = BlindOutcome([], [])
     for done, item in enumerate(items, start=1):
         try:
             reward = blind_reward(video_llm, item, instruction)
         except BadItem as error:
-            unusable.append((item, str(error)))
+            skipped.add(item.id, item.video, str(error))
         else:
-            (guessed if reward >= right_from else needed).append(item)
-        if progress is not None:
-            progress(done, len(items))
-    return BlindOutcome(tuple(needed), tuple(guessed), tuple(unusable))
+            (outcome.guessed if reward >= right_from else outcome.needed).append(item)
+        progress(done, len(items))
+    return outcome
 
 
 def blind_reward(video_llm: VideoLLM, item: VideoQuestion, instruction: str = "") -> float:

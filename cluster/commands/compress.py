@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.commands.shared import policy_folder
+from cluster.commands.shared import Frames, Model, Rule, policy_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,13 +19,9 @@ def compress(
     policy: Annotated[Path, typer.Option(help="policy or run folder")],
     retention: Annotated[float, typer.Option(help="share of video tokens to keep, in (0, 1]")] = 0.1,
     option: Annotated[list[str] | None, typer.Option(help="an option's text, repeatable: multiple choice")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="'embedded', a folder or a hub id; without it the policy's model")
-    ] = None,
-    frames: Annotated[int | None, typer.Option(help="frames to sample; without it as in the policy's training")] = None,
-    rule: Annotated[
-        str | None, typer.Option(help="global, half-uniform or frame-budgets; without it the policy's own")
-    ] = None,
+    model: Model = None,
+    frames: Frames = None,
+    rule: Rule = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="longest answer without options")] = 64,
     out: Annotated[Path, typer.Option(help="picture of the kept tokens (PNG)")] = Path("compressed.png"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the picture if it exists")] = False,
@@ -36,7 +32,7 @@ def compress(
     from cacovid.compressor import Compressor
     from cacovid.drawing import save_image
     from cacovid.errors import UserError
-    from cluster.commands.evaluation import selection_rule
+    from cacovid.methods.selection import selection_rule
 
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out} is no PNG file: give a name that ends in .png")

@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
+from cluster.commands.shared import Overrides
+
 
 def config(
     path: Annotated[Path | None, typer.Argument(help="TOML file; the defaults without one")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.field=value, repeatable")] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Print the resolved configuration as TOML, each field with its explanation."""
     from cacovid.config_files import load_config, to_toml

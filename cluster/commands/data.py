@@ -1,44 +1,81 @@
 """``cacovid data``: look at, check and filter question tables."""
 
+from collections import Counter
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cacovid.errors import UserError
+from cluster.commands.progress import Progress
+
+if TYPE_CHECKING:
+    from cacovid.data.checking import CheckedTable
+
+SHOWN_REASONS = 10
 
 app = typer.Typer(help="Look at, check and filter question tables.", no_args_is_help=True)
 
-Table = Annotated[Path, typer.Argument(help="Parquet table of questions")]
+TableFile = Annotated[Path, typer.Argument(metavar="TABLE", help="Parquet table of questions")]
 
 
 @app.command()
 def check(
-    table: Table,
+    table: TableFile,
     frames: Annotated[int, typer.Option(min=1, help="frames to decode of each video")] = 8,
     max_pixels: Annotated[int, typer.Option(min=1, help="largest frame accepted, in pixels")] = 33_177_600,
     skipped: Annotated[Path | None, typer.Option(help="write unusable items here (JSON lines)")] = None,
 ) -> None:
     """Check columns, rows and that every video decodes; exit code 1 if any item is unusable."""
-    from cluster.commands.question_data import check_table
+    from cacovid.data.checking import check_table
+    from cacovid.data.skipped import SkippedItems
 
-    if not check_table(table, frames, max_pixels, skipped):
+    aside = SkippedItems(skipped)
+    with Progress() as progress:
+        checked = check_table(table, frames, max_pixels, aside, partial(progress.show, "checking"))
+    console, reasons = progress.console, list(aside.reasons.values())
+    console.print(_summary(table, checked, aside.skipped))
+    for reason in reasons[:SHOWN_REASONS]:
+        console.print(f"unusable: {reason}", highlight=False, markup=False, soft_wrap=True)
+    if len(reasons) > SHOWN_REASONS:
+        console.print(f"... and {len(reasons) - SHOWN_REASONS} more; --skipped FILE lists them all")
+    if reasons:
         raise typer.Exit(1)
 
 
 @app.command()
 def show(
-    table: Table,
+    table: TableFile,
     rows: Annotated[int, typer.Option(min=1, help="questions to print")] = 10,
     problem_type: Annotated[str | None, typer.Option(help="only this problem type")] = None,
 ) -> None:
     """Print the first questions of a table."""
-    from cluster.commands.question_data import show_table
+    from cacovid.answering.prompting import format_prompt
+    from cacovid.data.skipped import SkippedItems
+    from cacovid.data.table import PROBLEM_TYPES, read_questions
 
-    show_table(table, rows, problem_type)
+    if problem_type not in (None, *PROBLEM_TYPES):
+        raise UserError(f"problem type {problem_type!r} is unknown: choose one of {', '.join(PROBLEM_TYPES)}")
+    items = read_questions(table, skipped=SkippedItems(None))
+    items = [item for item in items if problem_type in (None, item.problem_type)]
+    shown = Table(show_lines=True)
+    for name in ("id", "question", "answer", "type", "video", "evidence"):
+        shown.add_column(name, overflow="fold")
+    for item in items[:rows]:
+        cells = (item.id, format_prompt(item), item.answer, item.problem_type, Path(item.video).name)
+        shown.add_row(*(escape(cell) for cell in cells), f"{len(item.evidence)} tokens" if item.evidence else "-")
+    console = Console()
+    console.print(shown)
+    console.print(f"{min(rows, len(items))} of {len(items)} questions", highlight=False)
 
 
 @app.command("blind-test")
 def blind_test(
-    table: Table,
+    table: TableFile,
     out: Annotated[Path, typer.Option(help="Parquet table of the questions that need the video")],
     model: Annotated[str, typer.Option(help="'embedded', a folder or a hub id")] = "embedded",
     instruction: Annotated[str, typer.Option(help="line appended to multiple-choice prompts")] = "",
@@ -47,6 +84,48 @@ def blind_test(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the output table")] = False,
 ) -> None:
     """Drop questions that the model answers right without the video (the paper's blind test)."""
-    from cluster.commands.question_data import BlindTest, blind_test_table
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} exists: choose another --out, or add --overwrite")
+    from cacovid.config import ModelConfig
+    from cacovid.data.skipped import SkippedItems
+    from cacovid.data.table import read_questions, write_questions
+    from cacovid.evaluation import blind
+    from cacovid.models.loading import load_video_llm
 
-    blind_test_table(table, out, BlindTest(model, instruction, right_from, max_new_tokens), overwrite)
+    aside = SkippedItems(None)
+    items = read_questions(table, skipped=aside)
+    video_llm = load_video_llm(ModelConfig(path=model, max_new_tokens=max_new_tokens))
+    with Progress() as progress:
+        asking = partial(progress.show, "asking")
+        needed, guessed = blind.blind_test(video_llm, items, instruction, right_from, aside, asking)
+    if not needed:
+        raise UserError(f"all {len(guessed)} questions are answered right without a video: nothing to train on")
+    write_questions(out, needed)
+    share = len(guessed) / (len(guessed) + len(needed))
+    progress.console.print(
+        f"{len(guessed)} questions ({100 * share:.1f} %) answered right without the video were dropped, "
+        f"{aside.skipped} were unusable, {len(needed)} remain",
+        highlight=False,
+    )
+    progress.console.print(f"wrote {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _summary(table: Path, checked: "CheckedTable", unusable: int) -> Table:
+    """Counts by problem type, videos, sizes and lengths."""
+    usable, videos = checked.usable, checked.found.values()
+    types = Counter(item.problem_type for item in usable)
+    sources = Counter(item.source for item in usable)
+    shown = Table(title=escape(table.name), show_header=False)
+    shown.add_row("usable questions", str(len(usable)))
+    shown.add_row("unusable rows", str(unusable))
+    shown.add_row("videos that decode", f"{len(videos)} of {checked.videos}")
+    shown.add_row("problem types", ", ".join(f"{name} {count}" for name, count in types.most_common()) or "-")
+    shown.add_row("sources", escape(", ".join(f"{name} {count}" for name, count in sources.most_common(8))) or "-")
+    if videos:
+        lengths = sorted(video.duration_s for video in videos)
+        sizes = Counter(f"{video.width}x{video.height}" for video in videos)
+        middle = lengths[len(lengths) // 2]
+        shown.add_row("seconds", f"{lengths[0]:.1f} to {lengths[-1]:.1f}, median {middle:.1f}")
+        shown.add_row("frame sizes", ", ".join(f"{size} ({count})" for size, count in sizes.most_common(5)))
+    shown.add_row("with evidence", str(sum(bool(item.evidence) for item in usable)))
+    return shown

@@ -2,15 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-    from rich.progress import TaskID
+from cluster.commands.progress import Progress
 
-LINES = 20  # lines a stage where there is no terminal
 app = typer.Typer(no_args_is_help=True, help="The embedded benchmark: its model and its clips.")
 
 Output = Annotated[Path, typer.Option("--out", help="folder to write; must not hold one already")]
@@ -25,16 +22,17 @@ def build(
 ) -> None:
     """Train the tiny Video-LLM from nothing (about 25 minutes on two cores) and print its held-out accuracy."""
     import torch
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from cacovid.embedded.build import build as build_model
 
     torch.set_num_threads(threads)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[metrics]}"))
-    console = Console()
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        report = build_model(out, seed, workers=workers, progress=_ProgressBar(bar))
+
+    def show(stage: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        progress.show(stage, done, total, " ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+
+    with Progress() as progress:
+        report = build_model(out, seed, workers=workers, progress=show)
+    console = progress.console
     console.print(f"{report.held_out_questions} questions on {report.held_out_clips} held-out clips, all tokens:")
     console.print(f"  drawn frames   {report.accuracy_drawn:.1%}")
     console.print(f"  decoded MP4s   {report.accuracy_decoded:.1%}")
@@ -58,19 +56,3 @@ def clips(
 
     items = write_dataset(out, split_seeds(split, count, first), workers=workers)
     Console().print(f"{count} clips and {len(items)} questions: {out / TABLE}")
-
-
-class _ProgressBar:
-    """Shows training stages as bars."""
-
-    def __init__(self, bar: "Bar") -> None:
-        self._bar = bar
-        self._tasks: dict[str, TaskID] = {}
-
-    def __call__(self, stage: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bar.add_task(stage, total=total, metrics="")
-        shown = " ".join(f"{name} {value:.3f}" for name, value in metrics.items())
-        self._bar.update(self._tasks[stage], completed=done, metrics=shown)
-        if not self._bar.console.is_terminal and (done % max(1, total // LINES) == 0 or done == total):
-            self._bar.console.print(f"{stage} {done}/{total}  {shown}", highlight=False, soft_wrap=True)

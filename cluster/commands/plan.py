@@ -1,12 +1,12 @@
 """``cacovid plan``: memory, operations and GPUs of a configured run, from shapes alone."""
 
 from math import floor
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cacovid.errors import UserError
+from cluster.commands.shared import ConfigFile, Overrides
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,8 +18,8 @@ GIB = 1024**3
 
 
 def plan(
-    config: Annotated[Path | None, typer.Option(help="TOML file; the defaults without one")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.field=value, repeatable")] = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
     frame_size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of the videos, for models that follow it")] = "640x360",
 ) -> None:
     """Print what an actor and a learner need and how many of them fit which GPUs. Loads no weights."""

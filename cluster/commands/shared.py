@@ -1,8 +1,23 @@
-"""What several commands do with their arguments."""
+"""Options that several commands share, and what they do with their arguments. Imports nothing heavy."""
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from cacovid.errors import UserError
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; the embedded default without one")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.field=value, repeatable")]
+Model = Annotated[
+    str | None, typer.Option("--model", help="'embedded', a folder or a hub id; without it the policy's model")
+]
+Frames = Annotated[
+    int | None, typer.Option("--frames", help="frames to sample of a video; without it as in the policy's training")
+]
+Rule = Annotated[
+    str | None, typer.Option("--rule", help="global, half-uniform or frame-budgets; without it each policy's own")
+]
 
 
 def numbers(text: str, option: str) -> list[float]:

@@ -1,19 +1,23 @@
 """``cacovid train``."""
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cacovid.errors import UserError
+from cluster.commands.progress import Progress
+from cluster.commands.shared import ConfigFile, Overrides
 
 if TYPE_CHECKING:
     from cluster.training.run import TrainingOutcome
 
 
 def train(
-    config: Annotated[Path | None, typer.Option(help="TOML file; the embedded default without one")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.field=value, repeatable")] = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="folder of the new run")] = None,
     resume: Annotated[Path | None, typer.Option(help="folder of a run to continue from its newest checkpoint")] = None,
     address: Annotated[
@@ -42,12 +46,13 @@ def train(
         assert out is not None
         resolved = load_config(config, overrides or [])
         run = RunDirectory.create(out, resolved)
-    from cluster.training.progress import TrainingProgress
     from cluster.training.run import train as run_training
 
     try:
-        with TrainingProgress(resolved.run.steps) as progress:
-            outcome = run_training(resolved, run, progress.report, resume=resume is not None, address=address)
+        with Progress() as progress:
+            progress.wait("starting rollout actors and learners")
+            report = partial(_show, progress, resolved.run.steps)
+            outcome = run_training(resolved, run, report, resume=resume is not None, address=address)
     except KeyboardInterrupt:
         typer.echo(f"ended at once; go on from the newest checkpoint with --resume {run.folder}", err=True)
         raise typer.Exit(130) from None
@@ -55,6 +60,13 @@ def train(
     _say(outcome)
     if outcome.interrupted:
         raise typer.Exit(130)
+
+
+def _show(progress: Progress, steps: int, row: Mapping[str, float]) -> None:
+    """One finished step, in figures that fit a line of 80 columns."""
+    figures = f"reward {row['top_k_reward']:.3f}  loss {row['loss']:.3f}"
+    throughput = f"{row['combinations_per_second']:.0f} combinations/s"
+    progress.show("step", int(row["step"]) + 1, steps, f"{figures}  {throughput}")
 
 
 def _say(outcome: "TrainingOutcome") -> None:
