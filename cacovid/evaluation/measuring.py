@@ -1,7 +1,12 @@
 """Every method at every retention ratio on the same questions, with the same budgets.
 
+    item ──reader──► case ──all tokens───────────────────────────────► reward ──► full accuracy
+                       └──each ratio: k tokens of every method──batch──► rewards ──► accuracy, evidence recall
+                       └──methods that score tokens──────────────────────────────► question-awareness
+
 An item is decoded and encoded once. All methods with one budget are answered in one batch, and
-tokens that several methods agree on are answered once.
+tokens that several methods agree on are answered once. Nothing of an item counts before all of it is
+measured; the sums become an ``EvaluationResult``, which ``reports`` writes.
 
 Shape legend: N video tokens, k retained tokens, M distinct selections of one budget.
 """

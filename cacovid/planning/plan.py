@@ -1,5 +1,9 @@
 """A plan for a configured run: what an actor and a learner hold and compute, and which GPUs they fit.
 
+    TrainConfig ──shipped or local shapes──► model on ``meta``, token grid
+    counts of both ──► ReplicaPlan (one actor's Video-LLM), PolicyCost ──ZeRO stage──► LearnerPlan
+    their bytes ──GPUS──► one Fit each; their operations ──► those of a training step
+
 Shape legend: G combinations, k retained tokens, N video tokens, Lt text columns, L = N + Lt.
 """
 

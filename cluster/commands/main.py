@@ -1,4 +1,10 @@
-"""The ``cacovid`` command. Heavy imports wait until a command runs, so that ``--help`` answers at once."""
+"""The ``cacovid`` command.
+
+    main ──► cluster/commands/NAME.py: options ──cheap checks──► cacovid, cluster.training or serving ──► prints
+
+Heavy imports wait until a command runs, so that ``--help`` answers at once. Only commands print: what they call
+takes a function to report progress to and returns records.
+"""
 
 import sys
 from importlib.metadata import version
