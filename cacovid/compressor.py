@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cacovid.answering.prompting import format_prompt, option_letters
 from cacovid.config import MAX_FRAMES, ModelConfig, SelectionConfig
-from cacovid.data.video import MAX_PIXELS, DecodedVideo, read_frames
+from cacovid.data.video import DecodedVideo, read_frames
 from cacovid.drawing import draw_kept_tokens
 from cacovid.errors import UserError
 from cacovid.methods.selection import budget, select_tokens
@@ -51,7 +51,6 @@ class CompressedVideo:
     kept: Tensor  # (k,) int64 ascending retained token indices, on the CPU
     token_scores: Tensor  # (N,) float32 keep minus drop, on the CPU
     frame_scores: Tensor  # (T,) float32
-    retention: float
     timings: Timings
     video_llm: VideoLLM
 
@@ -115,28 +114,18 @@ class Compressor:
         policy: in evaluation mode; it is moved to the model's device.
         video_llm: the model that the policy was trained for.
         selection: which tokens are retained; None takes the rule the policy was saved with.
-        instruction: line appended to multiple-choice prompts; None takes the policy's.
-        max_pixels: larger frames are refused.
 
     Raises:
         UserError: the policy belongs to another model.
     """
 
     def __init__(
-        self,
-        policy: CompressionPolicy,
-        video_llm: VideoLLM,
-        *,
-        selection: SelectionConfig | None = None,
-        instruction: str | None = None,
-        max_pixels: int = MAX_PIXELS,
+        self, policy: CompressionPolicy, video_llm: VideoLLM, *, selection: SelectionConfig | None = None
     ) -> None:
         policy.check_model(video_llm.fingerprint, video_llm.hidden_size)
         self.policy = policy.to(video_llm.device).eval()
         self.video_llm = video_llm
         self.selection = policy.metadata.selection if selection is None else selection
-        self.instruction = policy.metadata.instruction if instruction is None else instruction
-        self.max_pixels = max_pixels
 
     @classmethod
     def from_pretrained(
@@ -193,7 +182,7 @@ class Compressor:
             decoded, decode_s = video, 0.0
         else:
             wanted = self.video_llm.config.num_frames if num_frames is None else num_frames
-            decoded = read_frames(video, wanted, self.max_pixels)
+            decoded = read_frames(video, wanted)
             decode_s = time.perf_counter() - started
         device = self.video_llm.device
         started = _now(device)
@@ -210,7 +199,6 @@ class Compressor:
             kept=kept,
             token_scores=token_scores,
             frame_scores=frame_scores,
-            retention=retention,
             timings=Timings(decode_s, encoded_at - started, _now(device) - encoded_at),
             video_llm=self.video_llm,
         )
@@ -224,7 +212,7 @@ class Compressor:
             raise UserError(f"an option of {list(options)} is empty: fill it or leave it out")
         problem_type: ProblemType = "multiple choice" if options else "free-form"
         item = VideoQuestion("", "", question, options, "", problem_type, "")
-        return format_prompt(item, self.instruction)
+        return format_prompt(item, self.policy.metadata.instruction)
 
 
 def model_config_for(

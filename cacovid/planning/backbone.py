@@ -5,10 +5,10 @@ Shape legend: T temporal steps, N video tokens, D width.
 
 import tomllib
 from importlib.resources import files
-from typing import Any, Self
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 
@@ -31,12 +31,6 @@ class VideoShape(Section):
     min_pixels: int = Field(0, ge=0, description="smallest frame after resizing, where dynamic")
     max_pixels: int = Field(0, ge=0, description="largest frame after resizing, where dynamic")
     max_clip_pixels: int = Field(0, ge=0, description="most pixels of all frames together, where dynamic")
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        if (self.grid is None) == (self.pixels_per_token == 0):
-            raise ValueError("give either grid or pixels_per_token")
-        return self
 
     def token_grid(self, frames: int, width: int, height: int) -> TokenGrid:
         """The grid of ``frames`` frames of ``width`` x ``height`` pixels."""

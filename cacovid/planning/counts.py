@@ -28,15 +28,10 @@ PROJECTORS = ("projector", "merger", "connector")
 class PolicyCost:
     """One compression policy for one prompt."""
 
-    heads: int  # parameters that start fresh
-    pretrained: int  # parameters of the copied decoder layer
+    parameters: int
+    pretrained: int  # of them those of the copied decoder layer
     forward_flops: int  # one prompt
     saved_bytes: int  # activations that one prompt keeps for the backward pass
-
-    @property
-    def parameters(self) -> int:
-        """All parameters."""
-        return self.heads + self.pretrained
 
 
 def parameter_counts(model: Model) -> dict[str, int]:
@@ -102,10 +97,9 @@ def policy_cost(config: PolicyConfig, model: Model, grid: TokenGrid, text: int, 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.device("meta"), counter:
         policy(batch)
     weights = {weight.untyped_storage()._cdata for weight in policy.parameters()}
-    heads, pretrained = policy.parameter_groups()
     return PolicyCost(
-        heads=sum(weight.numel() for weight in heads),
-        pretrained=sum(weight.numel() for weight in pretrained),
+        parameters=sum(weight.numel() for weight in policy.parameters()),
+        pretrained=sum(weight.numel() for weight in policy.parameter_groups()[1]),
         forward_flops=int(counter.get_total_flops()),
         saved_bytes=sum(size for address, size in sizes.items() if address not in weights),
     )

@@ -55,7 +55,7 @@ def policy_folder(path: Path) -> Path:
     return path / "policy" if not (path / "policy.json").is_file() and (path / "policy").is_dir() else path
 
 
-def output_folder(path: Path, overwrite: bool) -> Path:
+def output_folder(path: Path, overwrite: bool) -> None:
     """Make ``path``, which must be empty unless its files may be replaced.
 
     Raises:
@@ -69,4 +69,3 @@ def output_folder(path: Path, overwrite: bool) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
-    return path

@@ -1,12 +1,13 @@
 """The plot of an evaluation: accuracy and evidence recall over the share of tokens kept."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
-from cacovid.evaluation.result import EvaluationResult
+from cacovid.evaluation.result import EvaluationResult, Row
 from cacovid.methods.registry import BASELINES, UNTRAINED
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
@@ -62,12 +63,23 @@ def _accuracy_panel(axes: Any, result: EvaluationResult) -> None:  # noqa: ANN40
     full = result.full_accuracy
     axes.axhspan(full - result.full_stderr, full + result.full_stderr, color=GREY, alpha=0.12, linewidth=0)
     axes.axhline(full, color=GREY, linewidth=1.1, linestyle=(0, (5, 3)), label=f"all tokens ({100 * full:.1f} %)")
+    axes.set_ylabel("accuracy (± standard error, by video)")
+    _lines(axes, result, lambda row: row.accuracy, errors=True)
+
+
+def _recall_panel(axes: Any, result: EvaluationResult) -> None:  # noqa: ANN401
+    axes.set_ylabel("evidence recall")
+    _lines(axes, result, lambda row: row.evidence_recall, errors=False)
+
+
+def _lines(axes: Any, result: EvaluationResult, height: Callable[[Row], float | None], *, errors: bool) -> None:  # noqa: ANN401
+    """A line for each method through the rows whose ``height`` is known, on the finished axes."""
     for method, style in _styled(result):
-        rows = [result.row(method, retention) for retention in result.retentions]
+        rows = [row for row in result.rows if row.method == method and height(row) is not None]
         axes.errorbar(
             [row.retention for row in rows],
-            [row.accuracy for row in rows],
-            yerr=[row.stderr for row in rows],
+            [height(row) for row in rows],
+            yerr=[row.stderr for row in rows] if errors else None,
             label=method,
             color=style.colour,
             marker=style.marker,
@@ -78,25 +90,6 @@ def _accuracy_panel(axes: Any, result: EvaluationResult) -> None:  # noqa: ANN40
             elinewidth=0.9,
             zorder=3 if style.width > 2 else 2,
         )
-    axes.set_ylabel("accuracy (± standard error, by video)")
-    _finish(axes, result)
-
-
-def _recall_panel(axes: Any, result: EvaluationResult) -> None:  # noqa: ANN401
-    for method, style in _styled(result):
-        rows = [result.row(method, retention) for retention in result.retentions]
-        known = [(row.retention, row.evidence_recall) for row in rows if row.evidence_recall is not None]
-        axes.plot(
-            [retention for retention, _ in known],
-            [recall for _, recall in known],
-            color=style.colour,
-            marker=style.marker,
-            linestyle=style.line,
-            linewidth=style.width,
-            markersize=5 if style.width > 2 else 4,
-            zorder=3 if style.width > 2 else 2,
-        )
-    axes.set_ylabel("evidence recall")
     _finish(axes, result)
 
 
