@@ -176,20 +176,19 @@ def _result(
             assert accuracy is not None
             recall = totals.recall[cell].mean()
             rows.append(Row(method.name, ratio, accuracy, tally.stderr(), recall, tally.count))
-    trained = [method.name for method in methods if isinstance(method, PolicyMethod) and method.name != UNTRAINED]
     full = totals.full.mean()
     assert full is not None
+    awareness = {name: mean for name, tally in totals.awareness.items() if (mean := tally.mean()) is not None}
+    trained = [method.name for method in methods if isinstance(method, PolicyMethod) and method.name != UNTRAINED]
     return EvaluationResult(
         model=reader.video_llm.config.path,
         clips=len(totals.full.by_video),
         questions=totals.full.count,
         seed=seed,
         full_accuracy=full,
-        full_stderr=totals.full.stderr(),
+        question_awareness_auc=awareness.get(trained[0]) if trained else None,
         rows=tuple(rows),
-        question_awareness={
-            name: mean for name, tally in totals.awareness.items() if (mean := tally.mean()) is not None
-        },
-        main_policy=trained[0] if trained else None,
+        full_stderr=totals.full.stderr(),
+        question_awareness=awareness,
         skipped=set_aside,
     )

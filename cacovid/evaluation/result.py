@@ -1,6 +1,6 @@
 """The outcome of an evaluation."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -17,23 +17,18 @@ class Row:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """All rows with what they were measured on."""
+    """All rows with what they were measured on; ``results.json`` holds these fields in this order."""
 
     model: str
     clips: int  # different videos
     questions: int
     seed: int
     full_accuracy: float  # from all video tokens
-    full_stderr: float  # clustered by video
+    question_awareness_auc: float | None  # of the first trained policy; None without one or without evidence
     rows: tuple[Row, ...]
-    question_awareness: dict[str, float] = field(default_factory=dict)  # AUC by scoring method
-    main_policy: str | None = None  # the first trained policy's label
-    skipped: int = 0  # items that could not be used
-
-    @property
-    def question_awareness_auc(self) -> float | None:
-        """The main policy's AUC; None without a policy or without evidence."""
-        return self.question_awareness.get(self.main_policy) if self.main_policy is not None else None
+    full_stderr: float  # clustered by video
+    question_awareness: dict[str, float]  # AUC by scoring method
+    skipped: int  # items that could not be used
 
     @property
     def methods(self) -> list[str]:

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from cacovid.evaluation.reports.plot import plot_accuracy
 from cacovid.evaluation.result import EvaluationResult, Row
@@ -14,29 +13,13 @@ RESULTS, TABLE, PLOT = "results.json", "results.md", "results.png"
 
 
 def write_report(result: EvaluationResult, folder: Path) -> dict[str, Path]:
-    """Write all three files into ``folder``; returns their paths by name."""
+    """Write all three files into ``folder``; returns their paths by name. Unknown values are null in results.json."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / name for name in (RESULTS, TABLE, PLOT)}
-    _replace(paths[RESULTS], json.dumps(as_json(result), indent=2, allow_nan=False) + "\n")
+    _replace(paths[RESULTS], json.dumps(asdict(result), indent=2, allow_nan=False) + "\n")
     _replace(paths[TABLE], as_markdown(result))
     plot_accuracy(result, paths[PLOT])
     return paths
-
-
-def as_json(result: EvaluationResult) -> dict[str, Any]:
-    """The contents of results.json; accuracies and recalls are shares, unknown values null."""
-    return {
-        "model": result.model,
-        "clips": result.clips,
-        "questions": result.questions,
-        "seed": result.seed,
-        "full_accuracy": result.full_accuracy,
-        "question_awareness_auc": result.question_awareness_auc,
-        "rows": [asdict(row) for row in result.rows],
-        "full_stderr": result.full_stderr,
-        "question_awareness": result.question_awareness,
-        "skipped": result.skipped,
-    }
 
 
 def as_markdown(result: EvaluationResult) -> str:
