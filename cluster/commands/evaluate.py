@@ -114,7 +114,8 @@ def _table(result: "EvaluationResult") -> "Table":
 
     table = Table(
         title=f"{escape(result.model)}: accuracy in % on {result.questions} questions, {result.clips} clips "
-        f"(all tokens {100 * result.full_accuracy:.1f}); ± one standard error, clustered by video"
+        f"(all tokens {100 * result.full_accuracy:.1f})",
+        caption="± one standard error, clustered by video",
     )
     table.add_column("method", no_wrap=True)
     for retention in result.retentions:
