@@ -134,8 +134,8 @@ class DeepSpeedLearnerGroup(LearnerGroup):  # type: ignore[misc]
         """
         ranks = range(cfg.learners.count)
         trial = get_current_placement_group()
-        if trial is not None:  # Tune has reserved the places, behind its own and the actors' ones
-            first = 1 + cfg.actors.count
+        if trial is not None:  # Tune has reserved the places, the learners' ones last
+            first = trial.bundle_count - cfg.learners.count
             return [PlacementGroupSchedulingStrategy(trial, first + rank) for rank in ranks]
         need = {"CPU": cfg.learners.cpus, "GPU": cfg.learners.gpus}
         bundle = {name: amount for name, amount in need.items() if amount}
