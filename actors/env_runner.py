@@ -26,7 +26,7 @@ from cacovid.evaluation.measuring import evaluate
 from cacovid.evaluation.result import EvaluationResult
 from cacovid.methods.protocol import PolicyMethod
 from cacovid.policy.base import CompressionPolicy
-from cacovid.policy.model_policy import policy_for
+from cacovid.policy.build import policy_for
 from cacovid.records import PolicyInput, RolloutRecord, VideoQuestion
 from cacovid.rollout import RolloutRequest, roll_out
 

@@ -25,7 +25,7 @@ from cacovid.data.reader import ItemReader
 from cacovid.objective.loss import batch_loss
 from cacovid.policy.base import CompressionPolicy
 from cacovid.policy.batch import collate
-from cacovid.policy.model_policy import policy_for
+from cacovid.policy.build import policy_for
 from cacovid.records import RolloutRecord
 from cacovid.rollout import RolloutRequest, roll_out
 from cluster.ray_cluster import connected

@@ -28,7 +28,7 @@ from cacovid.config_files import with_overrides
 from cacovid.embedded.splits import split_seeds
 from cacovid.errors import UserError
 from cacovid.models.loading import load_video_llm
-from cacovid.policy.model_policy import policy_for
+from cacovid.policy.build import policy_for
 from serving.config import ServiceConfig
 from serving.running import deploy, running_service
 

@@ -27,7 +27,8 @@ from cacovid.methods.selection import budget, select_tokens
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.encoded import Encoded
 from cacovid.models.loading import load_video_llm
-from cacovid.policy.base import CompressionPolicy, PolicyMetadata
+from cacovid.policy.base import CompressionPolicy
+from cacovid.policy.files import PolicyMetadata
 from cacovid.records import ProblemType, VideoQuestion
 
 

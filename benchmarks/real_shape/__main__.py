@@ -11,7 +11,7 @@ from benchmarks.real_shape.random_model import random_llava_onevision, shape_of
 from benchmarks.real_shape.stages import Stage, Stopwatch, learner_stage, replica_stages
 from cacovid.config_files import load_config
 from cacovid.errors import UserError
-from cacovid.policy.model_policy import policy_for
+from cacovid.policy.build import policy_for
 from cluster.commands.shared import Overrides
 
 GIB = 1024**3

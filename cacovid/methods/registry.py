@@ -16,7 +16,7 @@ from cacovid.methods.baselines import (
 from cacovid.methods.protocol import PolicyMethod, SelectionMethod
 from cacovid.models.adapter import VideoLLM
 from cacovid.policy.base import CompressionPolicy
-from cacovid.policy.model_policy import policy_for
+from cacovid.policy.build import policy_for
 from cacovid.records import VideoQuestion
 
 BASELINES: dict[str, Callable[[VideoLLM], SelectionMethod]] = {

@@ -1,17 +1,7 @@
 """Compression policies: networks that score video tokens by what they contribute to the answer."""
 
-from cacovid.policy.base import CompressionPolicy, PolicyMetadata, PolicyOutput
-from cacovid.policy.batch import PolicyBatch, collate, group_by_grid
-from cacovid.policy.build import build_policy
-from cacovid.policy.decoder_layer import NonCausalLayer
+# Every network enters itself by its kind: whoever imports any part of this package can build and load all of them.
+from cacovid.policy.late import LatePolicy
+from cacovid.policy.paper import PaperPolicy
 
-__all__ = [
-    "CompressionPolicy",
-    "NonCausalLayer",
-    "PolicyBatch",
-    "PolicyMetadata",
-    "PolicyOutput",
-    "build_policy",
-    "collate",
-    "group_by_grid",
-]
+__all__ = ["LatePolicy", "PaperPolicy"]

@@ -1,29 +1,25 @@
 """What every compression policy offers: logits for tokens and frames, and its files.
 
+    PolicyInput ... -> collate -> PolicyBatch -> network (``late`` or ``paper``) -> PolicyOutput
+    folder -> ``files``: card and weights -> ``CompressionPolicy.networks[kind]`` -> policy
+
 Shape legend: B batch, N video tokens, T frames (temporal steps), D width.
 """
 
-import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
-from pydantic import Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from cacovid.config import PolicyConfig, Section, SelectionConfig
+from cacovid.config import PolicyConfig
 from cacovid.errors import UserError
 from cacovid.policy.batch import PolicyBatch, collate
-from cacovid.policy.decoder_layer import LayerSpec, NonCausalLayer
+from cacovid.policy.decoder_layer import NonCausalLayer
+from cacovid.policy.files import CARD, WEIGHTS, PolicyCard, PolicyMetadata, read_card, read_weights, write_policy
 from cacovid.records import PolicyInput
-
-WEIGHTS = "policy.safetensors"
-CARD = "policy.json"
 
 
 class PolicyOutput(NamedTuple):
@@ -43,40 +39,27 @@ class PolicyOutput(NamedTuple):
         return self.frame_logits[..., 1] - self.frame_logits[..., 0]
 
 
-class PolicyMetadata(Section):
-    """What a saved policy says about where it belongs."""
-
-    model_fingerprint: str = Field("", description="fingerprint of the Video-LLM it was trained with; '' if unknown")
-    model_type: str = Field("", description="that model's config.model_type")
-    model_path: str = Field("", description="where that model was loaded from")
-    trained_steps: int = Field(0, ge=0, description="training steps behind these weights")
-    selection: SelectionConfig = Field(SelectionConfig(), description="selection rule to use by default")
-    num_frames: int = Field(8, ge=1, description="frames sampled from each video in training")
-    positions: Literal["original", "contiguous"] = Field(
-        "original", description="position ids that retained tokens had in training"
-    )
-    instruction: str = Field("", description="line appended to multiple-choice prompts in training")
-
-
-class PolicyCard(Section):
-    """The contents of ``policy.json``."""
-
-    format: Literal[1] = 1
-    hidden_size: int
-    config: PolicyConfig
-    layer: LayerSpec | None = None
-    metadata: PolicyMetadata
-
-
 class CompressionPolicy(nn.Module, ABC):
-    """Scores the video tokens of a prompt; ``score = keep - drop``."""
+    """Scores the video tokens of a prompt; ``score = keep - drop``.
+
+    Args:
+        config: which network and its sizes.
+        hidden_size: width D of the language model's embeddings.
+        layer: its first decoder layer, for networks that hold one; taken, not copied.
+    """
 
     kind: ClassVar[str]
+    networks: ClassVar[dict[str, type["CompressionPolicy"]]] = {}  # by kind; a subclass enters itself
 
-    def __init__(self, config: PolicyConfig, hidden_size: int) -> None:
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.networks[cls.kind] = cls
+
+    def __init__(self, config: PolicyConfig, hidden_size: int, layer: NonCausalLayer | None = None) -> None:
         super().__init__()
         self.config = config
         self.hidden_size = hidden_size
+        self.layer = layer
         self.metadata = PolicyMetadata()
 
     @abstractmethod
@@ -86,10 +69,6 @@ class CompressionPolicy(nn.Module, ABC):
     @abstractmethod
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """(heads, pretrained): the second group learns at ``optimizer.backbone_scale`` of the rate."""
-
-    def layer_spec(self) -> LayerSpec | None:
-        """How to rebuild the pretrained layer, for policies that hold one."""
-        return None
 
     @property
     def device(self) -> torch.device:
@@ -118,64 +97,27 @@ class CompressionPolicy(nn.Module, ABC):
                 f"this model has {fingerprint}: use that model or train a policy for this one"
             )
 
-    def save_pretrained(self, folder: Path | str, metadata: PolicyMetadata | None = None) -> None:
+    def save_pretrained(self, folder: Path | str) -> None:
         """Write ``policy.safetensors`` and ``policy.json`` into ``folder``, each atomically."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        card = PolicyCard(
-            hidden_size=self.hidden_size,
-            config=self.config,
-            layer=self.layer_spec(),
-            metadata=metadata or self.metadata,
-        )
-        state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.state_dict().items()}
-        # Not save_file: its files are their owner's alone, and a service runs under a user of its own.
-        (path / f"{WEIGHTS}.part").write_bytes(save(state))
-        os.replace(path / f"{WEIGHTS}.part", path / WEIGHTS)
-        (path / f"{CARD}.part").write_text(json.dumps(card.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
-        os.replace(path / f"{CARD}.part", path / CARD)
+        layer = None if self.layer is None else self.layer.spec
+        card = PolicyCard(hidden_size=self.hidden_size, config=self.config, layer=layer, metadata=self.metadata)
+        write_policy(Path(folder), card, self.state_dict())
 
     @staticmethod
-    def from_pretrained(folder: Path | str, device: torch.device | str = "cpu") -> "CompressionPolicy":
-        """The policy saved in ``folder``, in evaluation mode.
+    def from_pretrained(folder: Path | str) -> "CompressionPolicy":
+        """The policy saved in ``folder``, on the CPU, in evaluation mode.
 
         Raises UserError when a file is missing, damaged or holds other parameters than its card says.
         """
-        from cacovid.policy.build import empty_policy
-
         path = Path(folder)
-        card = _read_card(path)
-        state = _read_weights(path)
+        card, state = read_card(path), read_weights(path)
         with torch.random.fork_rng(devices=[]):  # weights drawn here are overwritten at once
             layer = None if card.layer is None else NonCausalLayer.from_spec(card.layer)
-            policy = empty_policy(card.config, card.hidden_size, layer)
+            policy = CompressionPolicy.networks[card.config.kind](card.config, card.hidden_size, layer)
         try:
             policy.load_state_dict(state, strict=True)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{path / WEIGHTS} does not fit {CARD}: {reason}; save the policy again") from error
         policy.metadata = card.metadata
-        return policy.to(device).eval()
-
-
-def _read_card(path: Path) -> PolicyCard:
-    try:
-        content: Any = json.loads((path / CARD).read_text(encoding="utf-8"))
-        return PolicyCard.model_validate(content)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} holds no {CARD}: give the 'policy' folder of a training run") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path / CARD} is no JSON ({error}): save the policy again") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path / CARD}: {where}: {first['msg']}: save the policy again with this version") from error
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path / WEIGHTS)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} holds no {WEIGHTS}: give the 'policy' folder of a training run") from error
-    except SafetensorError as error:
-        raise UserError(f"{path / WEIGHTS} cannot be read ({error}): copy it again") from error
+        return policy.eval()

@@ -1,16 +1,32 @@
-"""Build a fresh policy from its configuration."""
+"""Fresh policies: from a configuration alone, or for a loaded Video-LLM."""
 
 import copy
 
 import torch
 
-from cacovid.config import PolicyConfig
-from cacovid.errors import UserError
+from cacovid.config import PolicyConfig, TrainConfig
+from cacovid.models.adapter import VideoLLM
 from cacovid.policy.base import CompressionPolicy
 from cacovid.policy.decoder_layer import NonCausalLayer
-from cacovid.policy.late import LatePolicy
-from cacovid.policy.paper import PaperPolicy
+from cacovid.policy.files import PolicyMetadata
 from cacovid.seeding import derive_seed
+
+
+def policy_for(video_llm: VideoLLM, config: TrainConfig) -> CompressionPolicy:
+    """The untrained policy of ``config``: the same on every process that loads the same model."""
+    decoder = video_llm.model.get_decoder()
+    layer = NonCausalLayer.from_language_model(decoder) if config.policy.kind == "paper" else None
+    policy = build_policy(config.policy, video_llm.hidden_size, layer, seed=config.run.seed)
+    policy.metadata = PolicyMetadata(
+        model_fingerprint=video_llm.fingerprint,
+        model_type=video_llm.kind,
+        model_path=config.model.path,
+        selection=config.selection,
+        num_frames=config.model.num_frames,
+        positions=config.model.positions,
+        instruction=config.data.instruction,
+    )
+    return policy
 
 
 def build_policy(
@@ -27,13 +43,4 @@ def build_policy(
     layer = copy.deepcopy(llm_layer) if llm_layer is not None and config.kind == "paper" else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "policy"))
-        return empty_policy(config, hidden_size, layer)
-
-
-def empty_policy(config: PolicyConfig, hidden_size: int, layer: NonCausalLayer | None) -> CompressionPolicy:
-    """The network of ``config`` with weights from torch's global generator; ``layer`` is taken, not copied."""
-    if config.kind == "late":
-        return LatePolicy(config, hidden_size)
-    if layer is None:
-        raise UserError("policy.kind='paper' needs the language model's first decoder layer: load the Video-LLM first")
-    return PaperPolicy(config, hidden_size, layer)
+        return CompressionPolicy.networks[config.kind](config, hidden_size, layer)

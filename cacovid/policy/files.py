@@ -1,24 +1,95 @@
-"""Tensors of a published checkpoint, read from the usual files; of a whole model only those asked for.
+"""Policies on disk: our own folder of weights and card, and the tensors of published checkpoints.
 
-Pickles are loaded with ``weights_only``: no code of a checkpoint ever runs.
+``save_pretrained`` and ``from_pretrained`` of :class:`~cacovid.policy.base.CompressionPolicy` come here with
+what they hold: a card and named tensors. No network is known here. Pickles are loaded with
+``weights_only``: no code of a checkpoint ever runs.
 """
 
 import json
+import os
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from cacovid.config import PolicyConfig, Section, SelectionConfig
 from cacovid.errors import UserError
+from cacovid.policy.decoder_layer import LayerSpec
 
+WEIGHTS = "policy.safetensors"
+CARD = "policy.json"
 WHOLE = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 TORCH_ENDINGS = (".bin", ".pt", ".pth")
 KNOWN = "a folder of a saved model, a .safetensors, .bin, .pt or .pth file, or an index.json of shards"
 
 Found = tuple[dict[str, Tensor], int]  # tensors below the prefix by the rest of their names; number of all others
+
+
+class PolicyMetadata(Section):
+    """What a saved policy says about where it belongs."""
+
+    model_fingerprint: str = Field("", description="fingerprint of the Video-LLM it was trained with; '' if unknown")
+    model_type: str = Field("", description="that model's config.model_type")
+    model_path: str = Field("", description="where that model was loaded from")
+    trained_steps: int = Field(0, ge=0, description="training steps behind these weights")
+    selection: SelectionConfig = Field(SelectionConfig(), description="selection rule to use by default")
+    num_frames: int = Field(8, ge=1, description="frames sampled from each video in training")
+    positions: Literal["original", "contiguous"] = Field(
+        "original", description="position ids that retained tokens had in training"
+    )
+    instruction: str = Field("", description="line appended to multiple-choice prompts in training")
+
+
+class PolicyCard(Section):
+    """The contents of ``policy.json``."""
+
+    format: Literal[1] = 1
+    hidden_size: int
+    config: PolicyConfig
+    layer: LayerSpec | None = None
+    metadata: PolicyMetadata
+
+
+def write_policy(folder: Path, card: PolicyCard, state: dict[str, Tensor]) -> None:
+    """Write ``policy.safetensors`` and ``policy.json`` into ``folder``, each atomically."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    # Not save_file: its files are their owner's alone, and a service runs under a user of its own.
+    (folder / f"{WEIGHTS}.part").write_bytes(save(tensors))
+    os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
+    (folder / f"{CARD}.part").write_text(json.dumps(card.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+    os.replace(folder / f"{CARD}.part", folder / CARD)
+
+
+def read_card(path: Path) -> PolicyCard:
+    """What ``policy.json`` says. Raises UserError when it is missing or damaged."""
+    try:
+        content: Any = json.loads((path / CARD).read_text(encoding="utf-8"))
+        return PolicyCard.model_validate(content)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} holds no {CARD}: give the 'policy' folder of a training run") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path / CARD} is no JSON ({error}): save the policy again") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path / CARD}: {where}: {first['msg']}: save the policy again with this version") from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of ``policy.safetensors`` by name. Raises UserError when it is missing or damaged."""
+    try:
+        return load_file(path / WEIGHTS)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} holds no {WEIGHTS}: give the 'policy' folder of a training run") from error
+    except SafetensorError as error:
+        raise UserError(f"{path / WEIGHTS} cannot be read ({error}): copy it again") from error
 
 
 def read_tensors(checkpoint: Path, prefix: str) -> Found:

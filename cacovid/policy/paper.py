@@ -12,7 +12,7 @@ from cacovid.config import PolicyConfig
 from cacovid.errors import UserError
 from cacovid.policy.base import CompressionPolicy, PolicyOutput
 from cacovid.policy.batch import PolicyBatch
-from cacovid.policy.decoder_layer import LayerSpec, NonCausalLayer
+from cacovid.policy.decoder_layer import NonCausalLayer
 
 SHRINK = (1, 2, 4, 8, 16)  # widths D, D/2, ... of a head before its 2 logits
 
@@ -21,12 +21,16 @@ class PaperPolicy(CompressionPolicy):
     """The paper's policy network, with the LLM's own position ids and full attention."""
 
     kind = "paper"
+    layer: NonCausalLayer
 
-    def __init__(self, config: PolicyConfig, hidden_size: int, layer: NonCausalLayer) -> None:
-        super().__init__(config, hidden_size)
+    def __init__(self, config: PolicyConfig, hidden_size: int, layer: NonCausalLayer | None = None) -> None:
+        super().__init__(config, hidden_size, layer)
+        if layer is None:
+            raise UserError(
+                "policy.kind='paper' needs the language model's first decoder layer: load the Video-LLM first"
+            )
         if hidden_size < SHRINK[-1]:
             raise UserError(f"policy 'paper' needs embeddings of width {SHRINK[-1]} or more, found {hidden_size}")
-        self.layer = layer
         self.norm = nn.RMSNorm(hidden_size, eps=1e-6)
         self.token_head = _head(hidden_size)
         self.frame_head = _head(hidden_size)
@@ -42,10 +46,6 @@ class PaperPolicy(CompressionPolicy):
             self.token_head(self.norm(video)).float(),
             self.frame_head(self.norm(frames)).float(),
         )
-
-    def layer_spec(self) -> LayerSpec:
-        """How to rebuild the decoder layer."""
-        return self.layer.spec
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Heads and norm learn at the full rate, the pretrained layer at a share of it."""

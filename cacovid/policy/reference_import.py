@@ -16,10 +16,10 @@ from torch import Tensor
 from cacovid.config import PolicyConfig, SelectionConfig
 from cacovid.errors import UserError
 from cacovid.models.adapter import VideoLLM
-from cacovid.policy.base import CompressionPolicy, PolicyMetadata
+from cacovid.policy.base import CompressionPolicy
 from cacovid.policy.build import build_policy
 from cacovid.policy.decoder_layer import NonCausalLayer
-from cacovid.policy.files import read_tensors
+from cacovid.policy.files import PolicyMetadata, read_tensors
 
 PREFIX = "compression_policy."
 IGNORED = "mode_selection."

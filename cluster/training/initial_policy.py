@@ -9,7 +9,7 @@ import torch
 from cacovid.config import TrainConfig
 from cacovid.errors import UserError
 from cacovid.models.loading import load_video_llm
-from cacovid.policy.model_policy import policy_for
+from cacovid.policy.build import policy_for
 from learner.deepspeed_learner import PolicyFiles
 
 

@@ -6,7 +6,7 @@ import torch
 import transformers as hf
 
 from cacovid.models.torchvision_mend import mend_torchvision
-from cacovid.policy import NonCausalLayer
+from cacovid.policy.decoder_layer import NonCausalLayer
 
 mend_torchvision()
 

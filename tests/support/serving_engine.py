@@ -12,7 +12,7 @@ import numpy as np
 from cacovid.config import ModelConfig, TrainConfig
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.loading import load_video_llm
-from cacovid.policy.model_policy import policy_for
+from cacovid.policy.build import policy_for
 from serving.config import EngineConfig
 from serving.engine.engine import Engine, Job
 from serving.engine.records import Decoding, Delta, EngineRequest, Event, Failed

@@ -19,7 +19,7 @@ import uvicorn
 from cacovid.config import TrainConfig
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.loading import load_video_llm
-from cacovid.policy.model_policy import policy_for
+from cacovid.policy.build import policy_for
 from serving.api.app import create_app
 from serving.api.gate import Admission
 from serving.api.keys import Keys

@@ -14,8 +14,8 @@ from cacovid.data.video import read_frames
 from cacovid.errors import BadItem, UserError
 from cacovid.models.encoded import Encoded
 from cacovid.models.loading import load_video_llm
-from cacovid.policy.base import PolicyMetadata
-from cacovid.policy.model_policy import policy_for
+from cacovid.policy.build import policy_for
+from cacovid.policy.files import PolicyMetadata
 from tests.support.tiny_models import save_tiny_model
 from tests.support.video_files import grey_levels, write_video
 

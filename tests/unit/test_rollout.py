@@ -10,7 +10,7 @@ from cacovid.data.table import read_questions
 from cacovid.embedded.dataset import TABLE, write_dataset
 from cacovid.embedded.splits import split_seeds
 from cacovid.errors import BadItem
-from cacovid.policy.model_policy import policy_for
+from cacovid.policy.build import policy_for
 from cacovid.records import Mode, RolloutRecord, VideoQuestion
 from cacovid.rollout import RolloutRequest, roll_out
 from cacovid.sampling import adapt_rate

@@ -17,7 +17,7 @@ from benchmarks.real_shape.stages import Stage, Stopwatch, learner_stage, replic
 from cacovid.config import ModelConfig, OptimizerConfig, TrainConfig
 from cacovid.config_files import load_config, with_overrides
 from cacovid.errors import UserError
-from cacovid.policy.model_policy import policy_for
+from cacovid.policy.build import policy_for
 from cacovid.records import TokenGrid
 
 CONFIGS = Path(__file__).parents[3] / "configs"

@@ -21,7 +21,7 @@ from cacovid.errors import UserError
 from cacovid.evaluation.blind import blind_reward
 from cacovid.models.loading import load_video_llm
 from cacovid.policy.base import CompressionPolicy
-from cacovid.policy.model_policy import policy_for
+from cacovid.policy.build import policy_for
 from cacovid.records import VideoQuestion
 from cluster.commands.main import main
 from cluster.commands.shared import labelled_policies, numbers

@@ -21,7 +21,7 @@ from cacovid.methods.registry import build_methods
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.loading import load_video_llm
 from cacovid.policy.base import CompressionPolicy
-from cacovid.policy.model_policy import policy_for
+from cacovid.policy.build import policy_for
 from cacovid.records import VideoQuestion
 from tests.support.tiny_models import save_tiny_model
 from tests.support.video_files import grey_levels, write_video

@@ -12,7 +12,7 @@ from cacovid.errors import BadItem, UserError
 from cacovid.models.encoded import VideoFeatures
 from cacovid.models.loading import load_video_llm
 from cacovid.policy.batch import collate
-from cacovid.policy.model_policy import policy_for
+from cacovid.policy.build import policy_for
 from cacovid.records import TokenGrid
 from tests.support.reference_model import (
     FLOAT32,

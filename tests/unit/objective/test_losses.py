@@ -6,7 +6,7 @@ import torch
 
 from cacovid.config import ObjectiveConfig
 from cacovid.objective import LossOutput, MetricSums, batch_loss, flatten
-from cacovid.policy import PolicyOutput
+from cacovid.policy.base import PolicyOutput
 from cacovid.records import Mode, RolloutRecord
 from cacovid.seeding import generator
 from tests.support.made_records import GRID, make_record

@@ -8,7 +8,9 @@ import torch
 
 from cacovid.config import ObjectiveConfig, PolicyConfig, SamplingConfig
 from cacovid.objective import ReplayBuffer, batch_loss, is_informative
-from cacovid.policy import CompressionPolicy, build_policy, collate
+from cacovid.policy.base import CompressionPolicy
+from cacovid.policy.batch import collate
+from cacovid.policy.build import build_policy
 from cacovid.records import PolicyInput, RolloutRecord, ScoredCombinations, TokenGrid
 from cacovid.sampling import rate_of, sample_combinations, step_tokens
 from cacovid.seeding import generator

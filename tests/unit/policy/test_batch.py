@@ -1,6 +1,6 @@
 import torch
 
-from cacovid.policy import collate, group_by_grid
+from cacovid.policy.batch import collate, group_by_grid
 from cacovid.records import TokenGrid
 from tests.support.made_records import make_input
 

@@ -9,7 +9,10 @@ import torch
 from cacovid.config import ModelConfig, PolicyConfig
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.loading import load_video_llm
-from cacovid.policy import CompressionPolicy, NonCausalLayer, build_policy, collate
+from cacovid.policy.base import CompressionPolicy
+from cacovid.policy.batch import collate
+from cacovid.policy.build import build_policy
+from cacovid.policy.decoder_layer import NonCausalLayer
 from cacovid.policy.paper import PaperPolicy
 from cacovid.records import PolicyInput
 from tests.support.tiny_models import BUILDERS, save_tiny_model

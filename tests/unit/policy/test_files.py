@@ -6,7 +6,8 @@ from safetensors.torch import load_file, save_file
 
 from cacovid.config import SelectionConfig
 from cacovid.errors import UserError
-from cacovid.policy import CompressionPolicy, PolicyMetadata
+from cacovid.policy.base import CompressionPolicy
+from cacovid.policy.files import PolicyMetadata
 from tests.unit.policy.test_networks import KINDS, inputs_for, make_policy
 
 METADATA = PolicyMetadata(
@@ -21,7 +22,8 @@ METADATA = PolicyMetadata(
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_policy_comes_back_the_same(kind, tmp_path):
     policy, item = make_policy(kind), inputs_for(kind)
-    policy.save_pretrained(tmp_path / "policy", METADATA)
+    policy.metadata = METADATA
+    policy.save_pretrained(tmp_path / "policy")
     again = CompressionPolicy.from_pretrained(tmp_path / "policy")
     assert type(again) is type(policy)
     assert again.metadata == METADATA
@@ -95,7 +97,9 @@ def test_missing_or_truncated_files_are_errors(tmp_path):
 
 
 def test_a_policy_of_another_model_is_refused(tmp_path):
-    make_policy("late").save_pretrained(tmp_path, METADATA)
+    trained = make_policy("late")
+    trained.metadata = METADATA
+    trained.save_pretrained(tmp_path)
     policy = CompressionPolicy.from_pretrained(tmp_path)
     policy.check_model("abc", 32)
     with pytest.raises(UserError, match=r"width 32.*width 64"):

@@ -6,7 +6,10 @@ import torch
 
 from cacovid.config import PolicyConfig
 from cacovid.errors import UserError
-from cacovid.policy import CompressionPolicy, NonCausalLayer, PolicyOutput, build_policy, collate
+from cacovid.policy.base import CompressionPolicy, PolicyOutput
+from cacovid.policy.batch import collate
+from cacovid.policy.build import build_policy
+from cacovid.policy.decoder_layer import NonCausalLayer
 from cacovid.policy.late import LatePolicy, pool_frames
 from cacovid.records import PolicyInput, TokenGrid
 from tests.support.made_layers import tiny_layer, tiny_text_model

@@ -18,7 +18,9 @@ from cacovid.errors import UserError
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.loading import load_video_llm
 from cacovid.planning.backbone import known_backbones
-from cacovid.policy import CompressionPolicy, NonCausalLayer, build_policy
+from cacovid.policy.base import CompressionPolicy
+from cacovid.policy.build import build_policy
+from cacovid.policy.decoder_layer import NonCausalLayer
 from cacovid.policy.files import read_tensors
 from cacovid.policy.reference_import import (
     PREFIX,
