@@ -24,7 +24,7 @@ from cacovid.data.reader import ItemReader
 from cacovid.errors import BadItem
 from cacovid.evaluation.measuring import evaluate
 from cacovid.evaluation.result import EvaluationResult
-from cacovid.methods.protocol import PolicyMethod
+from cacovid.methods.policy_method import PolicyMethod
 from cacovid.policy.base import CompressionPolicy
 from cacovid.policy.build import policy_for
 from cacovid.records import PolicyInput, RolloutRecord, VideoQuestion

@@ -6,7 +6,6 @@ A policy that only tells objects from background reaches 0.5, one that reads the
 import torch
 from torch import Tensor
 
-from cacovid.methods.baselines import evidence_cells
 from cacovid.methods.protocol import EvaluationCase
 
 
@@ -28,7 +27,7 @@ def area_under_curve(positive: Tensor, negative: Tensor) -> float:
 
 def question_awareness(case: EvaluationCase, token_scores: Tensor) -> float | None:
     """AUC of the asked object's (N,) token scores against other objects'; None where either is unknown."""
-    evidence = evidence_cells(case)
+    evidence = case.evidence()
     others = case.item.other_objects
     if not evidence or not others:
         return None

@@ -25,8 +25,8 @@ from cacovid.errors import BadItem, UserError
 from cacovid.evaluation.awareness import question_awareness
 from cacovid.evaluation.result import EvaluationResult, Row
 from cacovid.evaluation.statistics import Tally
-from cacovid.methods.baselines import evidence_cells
-from cacovid.methods.protocol import EvaluationCase, PolicyMethod, ScoringMethod, SelectionMethod
+from cacovid.methods.policy_method import PolicyMethod
+from cacovid.methods.protocol import EvaluationCase, ScoringMethod, SelectionMethod
 from cacovid.methods.registry import UNTRAINED
 from cacovid.methods.selection import budget
 from cacovid.records import VideoQuestion
@@ -107,7 +107,7 @@ def _measure(
     totals: _Totals,
 ) -> None:
     """One item; nothing is counted if it turns out to be unusable."""
-    evidence = frozenset(evidence_cells(case))
+    evidence = frozenset(case.evidence())
     tokens = case.input.grid.tokens
     full = _rewards(reader, case, torch.arange(tokens)[None])[0]
     measured: list[tuple[Cell, float, float | None]] = []

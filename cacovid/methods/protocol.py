@@ -1,19 +1,25 @@
-"""What a selection method is: given one encoded question and a retention ratio, the tokens to keep.
+"""What a compression method is: given one encoded question and a retention ratio, the tokens to keep.
+
+    VideoQuestion + Encoded -> EvaluationCase -> SelectionMethod.select(case, retention) -> k tokens -> the answer
+
+A method of your own is any object with a name and ``select``. One that the command line knows is a
+:class:`Baseline` in a file of ``baselines`` and a line in the registry.
 
 Shape legend: N video tokens, T frames (temporal steps), k retained tokens.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from cacovid.config import SelectionConfig
-from cacovid.methods.selection import budget, select_tokens
+from cacovid.errors import UserError
+from cacovid.methods.selection import budget
+from cacovid.models.adapter import VideoLLM
 from cacovid.models.encoded import Encoded
-from cacovid.policy.base import CompressionPolicy, PolicyOutput
 from cacovid.records import PolicyInput, VideoQuestion
 from cacovid.seeding import generator
 
@@ -34,6 +40,21 @@ class EvaluationCase:
     def budget(self, retention: float) -> int:
         """Retained tokens k: the same for every method."""
         return budget(retention, self.input.grid.tokens)
+
+    def evidence(self) -> tuple[int, ...]:
+        """The item's evidence (empty if unknown), checked against the model's grid.
+
+        Raises:
+            UserError: cells beyond the grid: the table was made for another grid.
+        """
+        tokens = self.input.grid.tokens
+        beyond = [cell for cell in (*self.item.evidence, *self.item.other_objects) if cell >= tokens]
+        if beyond:
+            raise UserError(
+                f"question {self.item.id!r}: token cell {beyond[0]} lies beyond the {tokens} tokens of the model's "
+                f"grid {tuple(self.input.grid)}; use a table made for this grid or drop its evidence columns"
+            )
+        return self.item.evidence
 
     def generator(self, method: str, retention: float) -> torch.Generator:
         """Random draws that depend on seed, method, question and ratio alone."""
@@ -67,26 +88,26 @@ class ScoringMethod(Protocol):
         ...
 
 
-class PolicyMethod:
-    """A compression policy with its selection rule."""
+class Baseline(ABC):
+    """A method without training that a user can name."""
 
-    def __init__(self, name: str, policy: CompressionPolicy, selection: SelectionConfig) -> None:
-        self.name = name
-        self.policy = policy
-        self.selection = selection
-        self._last: tuple[EvaluationCase, PolicyOutput] | None = None
+    name: ClassVar[str]
+    needs_evidence: ClassVar[bool] = False  # reads the answer's place: for tables of known evidence alone
 
+    @classmethod
+    def for_model(cls, video_llm: VideoLLM) -> Self:
+        """The method for questions encoded by ``video_llm``."""
+        return cls()
+
+    @abstractmethod
     def select(self, case: EvaluationCase, retention: float) -> Tensor:
-        """The tokens that ``selection`` retains."""
-        output = self._output(case)
-        return select_tokens(output.token_scores[0], output.frame_scores[0], case.input.grid, retention, self.selection)
+        """As :meth:`SelectionMethod.select`."""
 
-    def token_scores(self, case: EvaluationCase) -> Tensor:
-        """(N,) keep minus drop logit."""
-        return self._output(case).token_scores[0].float().cpu()
 
-    def _output(self, case: EvaluationCase) -> PolicyOutput:
-        """The policy runs once a case, however many ratios are asked for."""
-        if self._last is None or self._last[0] is not case:
-            self._last = (case, self.policy.evaluate([case.input]))
-        return self._last[1]
+def check_evidence(method: str, item: VideoQuestion) -> None:
+    """Raises UserError for a question without the evidence that ``method`` needs."""
+    if not item.evidence:
+        raise UserError(
+            f"method {method!r} needs evidence, question {item.id!r} has none: "
+            "fill the table's column 'evidence' or leave the method out"
+        )

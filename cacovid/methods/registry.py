@@ -1,30 +1,27 @@
 """Selection methods by name."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from cacovid.config import RunConfig, SelectionConfig, TrainConfig
 from cacovid.errors import UserError
-from cacovid.methods.baselines import (
-    DivPrune,
-    OracleEvidence,
-    RandomTokens,
-    TextCosine,
-    UniformTokens,
-    check_evidence,
-    question_embedder,
-)
-from cacovid.methods.protocol import PolicyMethod, SelectionMethod
+from cacovid.methods.baselines.divprune import DivPrune
+from cacovid.methods.baselines.oracle import OracleEvidence
+from cacovid.methods.baselines.random_tokens import RandomTokens
+from cacovid.methods.baselines.text_cosine import TextCosine
+from cacovid.methods.baselines.uniform import UniformTokens
+from cacovid.methods.policy_method import PolicyMethod
+from cacovid.methods.protocol import Baseline, SelectionMethod, check_evidence
 from cacovid.models.adapter import VideoLLM
 from cacovid.policy.base import CompressionPolicy
 from cacovid.policy.build import policy_for
 from cacovid.records import VideoQuestion
 
-BASELINES: dict[str, Callable[[VideoLLM], SelectionMethod]] = {
-    DivPrune.name: lambda _: DivPrune(),
-    TextCosine.name: lambda video_llm: TextCosine(question_embedder(video_llm)),
-    UniformTokens.name: lambda _: UniformTokens(),
-    RandomTokens.name: lambda _: RandomTokens(),
-    OracleEvidence.name: lambda _: OracleEvidence(),
+BASELINES: dict[str, type[Baseline]] = {
+    DivPrune.name: DivPrune,
+    TextCosine.name: TextCosine,
+    UniformTokens.name: UniformTokens,
+    RandomTokens.name: RandomTokens,
+    OracleEvidence.name: OracleEvidence,
 }
 POLICY, UNTRAINED = "policy", "untrained"
 KNOWN: tuple[str, ...] = (POLICY, UNTRAINED, *BASELINES)
@@ -59,9 +56,8 @@ def build_methods(
     methods: list[SelectionMethod] = []
     for name in names:
         if name in BASELINES:
-            methods.append(BASELINES[name](video_llm))
-            continue
-        if name == POLICY:
+            methods.append(BASELINES[name].for_model(video_llm))
+        elif name == POLICY:
             methods += [
                 PolicyMethod(label, policy, selection or policy.metadata.selection)
                 for label, policy in policies.items()
@@ -86,14 +82,14 @@ def check_names(names: Sequence[str]) -> None:
             raise UserError(f"method {name!r} is given twice: name each once")
 
 
-def check_needs(names: Sequence[str], *, with_policy: bool, items: Iterable[VideoQuestion] = ()) -> None:
+def check_needs(names: Sequence[str], *, with_policy: bool, items: Sequence[VideoQuestion] = ()) -> None:
     """Raises UserError for a method that lacks a trained policy, or evidence of any of ``items``."""
     for name in names:
         if name in (POLICY, UNTRAINED) and not with_policy:
             raise UserError(f"method {name!r} needs a trained policy: give --policy DIR")
-        if name == OracleEvidence.name:
+        if name in BASELINES and BASELINES[name].needs_evidence:
             for item in items:
-                check_evidence(item)
+                check_evidence(name, item)
 
 
 def _untrained(

@@ -44,14 +44,14 @@ def select_tokens(
     scores = _finite(token_scores, "token", grid.tokens)
     total = budget(retention, grid.tokens)
     if config.rule == "global":
-        return _top(scores, total).sort().values
+        return top_tokens(scores, total)
     scored = max(1, math.floor(config.scored_share * total + 1e-9))
     if config.rule == "half-uniform":
-        chosen = _top(scores, scored)
+        chosen = top_tokens(scores, scored)
     else:
         shares = frame_shares(_finite(frame_scores, "frame", grid.frames), config.max_frame_share)
         chosen = _top_within_frames(scores, apportion(shares, scored, grid.per_frame), grid)
-    return _fill_evenly(chosen, total, grid.tokens)
+    return fill_evenly(chosen, total, grid.tokens)
 
 
 def frame_shares(frame_scores: Tensor, max_frame_share: float) -> Tensor:
@@ -84,12 +84,17 @@ def apportion(shares: Tensor, seats: int, capacity: int) -> Tensor:
     return torch.bincount(winners // capacity, minlength=frames)
 
 
+def top_tokens(scores: Tensor, count: int) -> Tensor:
+    """(count,) int64 ascending indices of the largest of (N,) scores; ties go to the lower index."""
+    return scores.argsort(descending=True, stable=True)[:count].sort().values
+
+
 def spread_evenly(count: int, available: int) -> Tensor:
     """(count,) int64 distinct, ascending positions spread evenly over ``0..available-1``."""
     return ((2 * torch.arange(count) + 1) * available) // (2 * max(count, 1))
 
 
-def _fill_evenly(chosen: Tensor, total: int, tokens: int) -> Tensor:
+def fill_evenly(chosen: Tensor, total: int, tokens: int) -> Tensor:
     """``chosen`` plus an even spread over the tokens not yet chosen, ascending, ``total`` in all."""
     mask = torch.zeros(tokens, dtype=torch.bool)
     mask[chosen] = True
@@ -104,10 +109,6 @@ def _top_within_frames(scores: Tensor, counts: Tensor, grid: TokenGrid) -> Tenso
     taken = torch.arange(grid.per_frame)[None, :] < counts[:, None]
     tokens: Tensor = order + torch.arange(grid.frames)[:, None] * grid.per_frame
     return tokens[taken]
-
-
-def _top(scores: Tensor, count: int) -> Tensor:
-    return scores.argsort(descending=True, stable=True)[:count]
 
 
 def _finite(scores: Tensor, name: str, expected: int) -> Tensor:

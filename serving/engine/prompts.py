@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from cacovid.errors import UserError
-from cacovid.methods.baselines import OracleEvidence
 from cacovid.methods.protocol import EvaluationCase
 from cacovid.methods.registry import BASELINES
 from cacovid.methods.selection import budget, select_tokens
@@ -26,7 +25,7 @@ from serving.engine.records import ALL, POLICY, Compression, EngineRequest, Posi
 from serving.errors import ApiError, invalid
 from serving.media.records import Clip
 
-TRAINING_FREE = tuple(name for name in BASELINES if name != OracleEvidence.name)
+TRAINING_FREE = tuple(name for name, method in BASELINES.items() if not method.needs_evidence)
 _OPTION = re.compile(r"^[A-Z][.)] ", re.MULTILINE)
 
 
@@ -79,7 +78,7 @@ class PromptBuilder:
         self._llm = video_llm
         self._config = config
         self._cache = FeatureCache(config.feature_cache_bytes)
-        self._baselines = {name: BASELINES[name](video_llm) for name in TRAINING_FREE}
+        self._baselines = {name: BASELINES[name].for_model(video_llm) for name in TRAINING_FREE}
         tokenizer = video_llm.processor.tokenizer
         added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
         self._control = tuple(dict.fromkeys([*added, str(video_llm.processor.video_token)]))

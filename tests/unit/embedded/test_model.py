@@ -16,7 +16,7 @@ from cacovid.embedded.splits import DEVELOPMENT
 from cacovid.embedded.train_language import LanguageTraining
 from cacovid.embedded.train_tower import TowerTraining, video_features
 from cacovid.errors import UserError
-from cacovid.methods.baselines import max_min_diverse
+from cacovid.methods.baselines.divprune import max_min_diverse
 from cacovid.methods.selection import budget, spread_evenly
 from cacovid.models.loading import resolve_path
 

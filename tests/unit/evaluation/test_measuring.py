@@ -16,7 +16,8 @@ from cacovid.errors import BadItem, UserError
 from cacovid.evaluation.measuring import evaluate
 from cacovid.evaluation.reports.files import as_markdown, write_report
 from cacovid.evaluation.result import EvaluationResult
-from cacovid.methods.protocol import EvaluationCase, PolicyMethod
+from cacovid.methods.policy_method import PolicyMethod
+from cacovid.methods.protocol import EvaluationCase
 from cacovid.methods.registry import build_methods
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.loading import load_video_llm

@@ -7,14 +7,11 @@ from hypothesis import strategies as st
 
 from cacovid.errors import BadItem, UserError
 from cacovid.evaluation.awareness import area_under_curve, question_awareness
-from cacovid.methods.baselines import (
-    DivPrune,
-    OracleEvidence,
-    RandomTokens,
-    TextCosine,
-    UniformTokens,
-    max_min_diverse,
-)
+from cacovid.methods.baselines.divprune import DivPrune, max_min_diverse
+from cacovid.methods.baselines.oracle import OracleEvidence
+from cacovid.methods.baselines.random_tokens import RandomTokens
+from cacovid.methods.baselines.text_cosine import TextCosine
+from cacovid.methods.baselines.uniform import UniformTokens
 from cacovid.methods.registry import BASELINES
 from cacovid.methods.selection import budget
 from cacovid.records import TokenGrid
