@@ -17,6 +17,7 @@ from typing import Any
 import urllib3
 from urllib3.exceptions import HTTPError
 
+from cacovid.answering.prompting import lettered
 from cacovid.embedded.clips import draw_clip
 from cacovid.embedded.questions import clip_questions
 from cacovid.embedded.video_writer import write_mp4
@@ -138,7 +139,7 @@ class LoadClip:
         buffer = io.BytesIO()
         write_mp4(buffer, clip.frames)
         question = clip_questions(clip)[0]
-        options = [f"{letter}. {text}" for letter, text in zip("ABCD", question.option_texts(), strict=True)]
+        options = lettered(question.option_texts())
         return cls(buffer.getvalue(), "\n".join([question.text(clip), *options]))
 
     def body(self, model: str, retention: float, frames: int = 8) -> dict[str, Any]:

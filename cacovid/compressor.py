@@ -19,10 +19,11 @@ from PIL.Image import Image
 from torch import Tensor
 
 from cacovid.answering.prompting import format_prompt, option_letters
-from cacovid.config import MAX_FRAMES, ModelConfig, SelectionConfig
+from cacovid.config import ModelConfig, SelectionConfig
 from cacovid.data.video import DecodedVideo, read_frames
 from cacovid.drawing import draw_kept_tokens
 from cacovid.errors import UserError
+from cacovid.limits import MAX_FRAMES
 from cacovid.methods.selection import budget, select_tokens
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.encoded import Encoded

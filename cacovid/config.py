@@ -4,10 +4,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cacovid.limits import MAX_FRAMES, MAX_PIXELS
+
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
-MAX_FRAMES = 4096  # of one clip: more do not fit into memory, and no supported model was trained on as many
+Positions = Literal["original", "contiguous"]
 Frames = Annotated[int, Field(ge=1, le=MAX_FRAMES)]
 
 
@@ -23,7 +25,7 @@ class ModelConfig(Section):
     path: str = Field("embedded", description="'embedded', a local directory or a hub id")
     revision: str | None = Field(None, description="hub revision to pin; None takes the default branch")
     num_frames: Frames = Field(8, description="frames sampled evenly from each video")
-    positions: Literal["original", "contiguous"] = Field(
+    positions: Positions = Field(
         "original", description="position ids of retained tokens: kept (the paper's) or renumbered"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -47,7 +49,7 @@ class DataConfig(Section):
     max_skipped: Annotated[float, Field(ge=0, le=1)] = Field(
         0.2, description="stop when more than this share of the items met so far was unusable"
     )
-    max_pixels: Positive = Field(33_177_600, description="largest frame accepted, in pixels (8K UHD)")
+    max_pixels: Positive = Field(MAX_PIXELS, description="largest frame accepted, in pixels (8K UHD)")
     cache_dir: str | None = Field(None, description="folder of the embedding cache; None puts it in the run's")
     cache_bytes: Count = Field(2_000_000_000, description="bound of the embedding cache on disk; 0 turns it off")
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from cacovid.atomic import writing
 from cacovid.records import TokenGrid
 
 BACKGROUND = (250, 250, 250)
@@ -106,9 +107,8 @@ def draw_kept_tokens(
 def save_image(image: Image.Image, path: Path) -> None:
     """Write a PNG in one piece; the folder is made if absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    image.save(part, format="PNG")
-    part.replace(path)
+    with writing(path) as part:
+        image.save(part, format="PNG")
 
 
 def _layout(height: int, width: int, grid: TokenGrid, columns: int | None, frame_width: int | None) -> _Layout:

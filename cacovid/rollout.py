@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 
 from cacovid.answering.scoring import score
-from cacovid.config import SamplingConfig
+from cacovid.config import Positions, SamplingConfig
 from cacovid.models.adapter import VideoLLM
-from cacovid.models.encoded import Encoded, Positions
+from cacovid.models.encoded import Encoded
 from cacovid.policy.base import CompressionPolicy
 from cacovid.records import RolloutRecord, ScoredCombinations, VideoQuestion
 from cacovid.sampling.adaptive_rate import adapt_rate

@@ -1,6 +1,7 @@
 """The text of a question as the Video-LLM reads it (without its chat template)."""
 
 import string
+from collections.abc import Sequence
 
 from cacovid.errors import BadItem
 from cacovid.records import VideoQuestion
@@ -17,6 +18,15 @@ def option_letters(count: int) -> tuple[str, ...]:
     return tuple(string.ascii_uppercase[:count])
 
 
+def lettered(options: Sequence[str]) -> list[str]:
+    """Option texts behind their letters, e.g. ``"B. red"``.
+
+    Raises:
+        BadItem: more options than letters.
+    """
+    return [f"{letter}. {text}" for letter, text in zip(option_letters(len(options)), options, strict=True)]
+
+
 def format_prompt(item: VideoQuestion, instruction: str = "") -> str:
     """Question, lettered options and instruction, one a line; absent parts leave no empty line.
 
@@ -25,8 +35,7 @@ def format_prompt(item: VideoQuestion, instruction: str = "") -> str:
     """
     lines = [item.question]
     if item.problem_type == "multiple choice":
-        letters = option_letters(len(item.options))
-        lines += [f"{letter}. {option}" for letter, option in zip(letters, item.options, strict=True)]
+        lines += lettered(item.options)
         if instruction:
             lines.append(instruction)
     return "\n".join(lines)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from cacovid.answering.prompting import option_letters
 from cacovid.answering.reward import reward
+from cacovid.config import Positions
 from cacovid.errors import BadItem
 from cacovid.models.adapter import VideoLLM
-from cacovid.models.encoded import Encoded, Positions
+from cacovid.models.encoded import Encoded
 from cacovid.records import VideoQuestion
 
 

@@ -7,7 +7,8 @@ from typing import Self
 from cacovid.answering.prompting import format_prompt
 from cacovid.config import DataConfig, ModelConfig
 from cacovid.data.cache import EmbeddingCache, feature_key
-from cacovid.data.video import MAX_PIXELS, content_key, read_frames
+from cacovid.data.video import content_key, read_frames
+from cacovid.limits import MAX_PIXELS
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.encoded import Encoded, VideoFeatures
 from cacovid.models.loading import load_video_llm

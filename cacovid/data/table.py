@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from cacovid.answering.prompting import option_letters
 from cacovid.answering.reward import final_answer, parse_number
+from cacovid.atomic import writing
 from cacovid.data.skipped import SkippedItems
 from cacovid.errors import BadItem, UserError
 from cacovid.records import ProblemType, VideoQuestion
@@ -95,9 +96,8 @@ def write_questions(path: str | os.PathLike[str], items: Iterable[VideoQuestion]
             | {"video": absolute.relative_to(folder).as_posix() if inside else str(absolute)}
         )
     table_path.parent.mkdir(parents=True, exist_ok=True)
-    part = table_path.with_name(f"{table_path.name}.part")  # whoever is killed here leaves no table cut short
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), part)
-    part.replace(table_path)
+    with writing(table_path) as part:
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), part)
 
 
 def check_question(item: VideoQuestion) -> None:

@@ -22,8 +22,8 @@ from av.stream import Disposition
 from numpy.typing import NDArray
 
 from cacovid.errors import BadItem
+from cacovid.limits import MAX_PIXELS
 
-MAX_PIXELS = 33_177_600  # 8K UHD
 HELD_PIXELS = 2_073_600  # larger frames are scaled down to 1080p's area: no tower reads more of them
 # Playlists (HLS, DASH, concat) may name other files or hosts; they are no video files to us.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif,h264,hevc,ivf,m4v"

@@ -5,12 +5,13 @@ from typing import Final, Literal
 
 import numpy as np
 
+from cacovid.answering.prompting import option_letters
 from cacovid.embedded.clips import Clip, SceneObject
 from cacovid.embedded.glyphs import COLOUR_NAMES, SHAPES
 from cacovid.seeding import derive_seed
 
 Asked = Literal["color", "shape"]
-LETTERS: Final = "ABCD"
+LETTERS: Final = option_letters(4)
 QUESTIONS_PER_CLIP: Final = 2
 _NEEDLE_SHARE = 0.45
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from cacovid.config import ModelConfig
+from cacovid.config import ModelConfig, Positions
 from cacovid.errors import BadItem, UserError
-from cacovid.models.encoded import Encoded, Positions, VideoFeatures, joint_grid
+from cacovid.models.encoded import Encoded, VideoFeatures, joint_grid
 from cacovid.models.fingerprint import model_fingerprint, stable_json, text_digest
 from cacovid.models.options import option_token_ids
 from cacovid.models.packing import injected_rows, kept_columns, packed_positions

@@ -6,15 +6,13 @@ columns, D width of the language model, P position rows (1, or 4 for M-RoPE: tex
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cacovid.errors import UserError
 from cacovid.records import PolicyInput, TokenGrid
-
-Positions = Literal["original", "contiguous"]
 
 
 @dataclass(frozen=True)

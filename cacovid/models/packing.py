@@ -7,7 +7,8 @@ Lt text columns, S = Lt + k columns of the compressed prompt, P position rows, D
 import torch
 from torch import Tensor
 
-from cacovid.models.encoded import Encoded, Positions
+from cacovid.config import Positions
+from cacovid.models.encoded import Encoded
 
 
 def kept_columns(encoded: Encoded, keep: Tensor) -> Tensor:

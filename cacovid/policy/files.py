@@ -6,7 +6,6 @@ what they hold: a card and named tensors. No network is known here. Pickles are 
 """
 
 import json
-import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -18,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from cacovid.config import PolicyConfig, Section, SelectionConfig
+from cacovid.atomic import writing
+from cacovid.config import PolicyConfig, Positions, Section, SelectionConfig
 from cacovid.errors import UserError
 from cacovid.policy.decoder_layer import LayerSpec
 
@@ -40,9 +40,7 @@ class PolicyMetadata(Section):
     trained_steps: int = Field(0, ge=0, description="training steps behind these weights")
     selection: SelectionConfig = Field(SelectionConfig(), description="selection rule to use by default")
     num_frames: int = Field(8, ge=1, description="frames sampled from each video in training")
-    positions: Literal["original", "contiguous"] = Field(
-        "original", description="position ids that retained tokens had in training"
-    )
+    positions: Positions = Field("original", description="position ids that retained tokens had in training")
     instruction: str = Field("", description="line appended to multiple-choice prompts in training")
 
 
@@ -61,10 +59,10 @@ def write_policy(folder: Path, card: PolicyCard, state: dict[str, Tensor]) -> No
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     # Not save_file: its files are their owner's alone, and a service runs under a user of its own.
-    (folder / f"{WEIGHTS}.part").write_bytes(save(tensors))
-    os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
-    (folder / f"{CARD}.part").write_text(json.dumps(card.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
-    os.replace(folder / f"{CARD}.part", folder / CARD)
+    with writing(folder / WEIGHTS) as part:
+        part.write_bytes(save(tensors))
+    with writing(folder / CARD) as part:
+        part.write_text(json.dumps(card.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
 
 
 def read_card(path: Path) -> PolicyCard:

@@ -29,6 +29,7 @@ def compress(
     """Answer a question from the compressed and from all video tokens, and draw what was kept."""
     from rich.console import Console
 
+    from cacovid.answering.prompting import lettered
     from cacovid.compressor import Compressor
     from cacovid.drawing import save_image
     from cacovid.errors import UserError
@@ -43,10 +44,11 @@ def compress(
     first = compressor(video, question, retention, options=option or (), num_frames=frames)
     clip = compressor(first.video, question, retention, options=option or ())  # again, now that all is warm
     answers = [clip.answer(all_tokens=whole, max_new_tokens=max_new_tokens) for whole in (False, True)]
-    shown = [_spoken(clip, answer) for answer in answers]
+    options = lettered(clip.options)
+    shown = [_spoken(options, answer) for answer in answers]
     kept, total = len(clip.kept), clip.encoded.grid.tokens
     lines = [
-        " ".join([question, *(f"{chr(65 + place)}. {text}" for place, text in enumerate(clip.options))]),
+        " ".join([question, *options]),
         f"{kept} of {total} video tokens kept ({100 * kept / total:.1f} %). "
         f"Answer from these: {shown[0]}. From all: {shown[1]}.",
     ]
@@ -56,9 +58,9 @@ def compress(
     console.print(f"wrote {out}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _spoken(clip: "CompressedVideo", answer: str) -> str:
-    """The option's letter with its text, or the generated text."""
-    return f"{answer}. {clip.options[ord(answer) - ord('A')]}" if clip.options else answer
+def _spoken(options: list[str], answer: str) -> str:
+    """The lettered option of the answer's letter, or the generated text."""
+    return next((option for option in options if option.startswith(answer)), answer)
 
 
 def _table(clip: "CompressedVideo", answers: list[str], decode_s: float) -> "Table":

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SHOWN_REASONS = 10
 
+from cacovid.limits import MAX_PIXELS
+
 app = typer.Typer(help="Look at, check and filter question tables.", no_args_is_help=True)
 
 TableFile = Annotated[Path, typer.Argument(metavar="TABLE", help="Parquet table of questions")]
@@ -27,7 +29,7 @@ TableFile = Annotated[Path, typer.Argument(metavar="TABLE", help="Parquet table 
 def check(
     table: TableFile,
     frames: Annotated[int, typer.Option(min=1, help="frames to decode of each video")] = 8,
-    max_pixels: Annotated[int, typer.Option(min=1, help="largest frame accepted, in pixels")] = 33_177_600,
+    max_pixels: Annotated[int, typer.Option(min=1, help="largest frame accepted, in pixels")] = MAX_PIXELS,
     skipped: Annotated[Path | None, typer.Option(help="write unusable items here (JSON lines)")] = None,
 ) -> None:
     """Check columns, rows and that every video decodes; exit code 1 if any item is unusable."""

@@ -18,6 +18,7 @@ import shutil
 from pathlib import Path
 from typing import IO, Any, Self
 
+from cacovid.atomic import writing
 from cacovid.config import TrainConfig
 from cacovid.config_files import load_config, to_toml
 from cacovid.errors import UserError
@@ -137,6 +138,5 @@ class RunDirectory:
     def cut_metrics(self, steps: int) -> None:
         """Drop rows of training steps from ``steps`` on, which a resumed run will do again."""
         kept = [row for row in self.rows() if row["step"] < steps]
-        part = self.metrics.with_suffix(".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(part, self.metrics)
+        with writing(self.metrics) as part:
+            part.write_text("".join(json.dumps(row) + "\n" for row in kept))

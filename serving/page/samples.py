@@ -2,6 +2,7 @@
 
 import io
 
+from cacovid.answering.prompting import lettered
 from cacovid.embedded.clips import draw_clip
 from cacovid.embedded.questions import clip_questions
 from cacovid.embedded.splits import split_seeds
@@ -18,7 +19,7 @@ def draw_samples(count: int) -> list[Sample]:
         write_mp4(buffer, clip.frames)
         questions = []
         for question in clip_questions(clip, 4):
-            options = [f"{letter}. {text}" for letter, text in zip("ABCD", question.option_texts(), strict=True)]
+            options = lettered(question.option_texts())
             questions.append("\n".join([question.text(clip), *options]))
         samples.append(Sample(f"clip {place}", buffer.getvalue(), tuple(questions)))
     return samples

@@ -1,11 +1,11 @@
 """An evaluation as results.json, Markdown and a plot."""
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from cacovid.atomic import writing
 from cacovid.evaluation.reports.plot import plot_accuracy
 from cacovid.evaluation.result import EvaluationResult, Row
 
@@ -16,8 +16,10 @@ def write_report(result: EvaluationResult, folder: Path) -> dict[str, Path]:
     """Write all three files into ``folder``; returns their paths by name. Unknown values are null in results.json."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / name for name in (RESULTS, TABLE, PLOT)}
-    _replace(paths[RESULTS], json.dumps(asdict(result), indent=2, allow_nan=False) + "\n")
-    _replace(paths[TABLE], as_markdown(result))
+    with writing(paths[RESULTS]) as part:
+        part.write_text(json.dumps(asdict(result), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    with writing(paths[TABLE]) as part:
+        part.write_text(as_markdown(result), encoding="utf-8")
     plot_accuracy(result, paths[PLOT])
     return paths
 
@@ -61,10 +63,3 @@ def _matrix(result: EvaluationResult, show: Callable[[Row], str], *, awareness: 
 
 def _percent(share: float, stderr: float) -> str:
     return f"{100 * share:.1f} ± {100 * stderr:.1f}"
-
-
-def _replace(path: Path, text: str) -> None:
-    """Readers see the old file or the whole new one."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

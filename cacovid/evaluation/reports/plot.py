@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
+from cacovid.atomic import writing
 from cacovid.evaluation.result import EvaluationResult, Row
 from cacovid.methods.registry import BASELINES, UNTRAINED
 
@@ -47,9 +48,8 @@ def plot_accuracy(result: EvaluationResult, path: Path) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     title = f"{result.model}: {result.questions} questions on {result.clips} clips"
     figure.suptitle(title, fontsize=11, fontweight="bold")
-    part = path.with_name(f"{path.stem}.part{path.suffix}")
-    figure.savefig(part)
-    part.replace(path)
+    with writing(path) as part:
+        figure.savefig(part, format="png")
 
 
 def style_of(method: str, trained: int) -> Style:
