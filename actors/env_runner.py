@@ -121,8 +121,6 @@ class RolloutEnvRunner(EnvRunner, Checkpointable):  # type: ignore[misc]
             step=task.step,
             policy_version=task.weights.version,
             tokens_per_frame=task.tokens_per_frame,
-            max_new_tokens=cfg.model.max_new_tokens,
-            positions=cfg.model.positions,
         )
         return roll_out(reader.video_llm, policy, reader.encode(item), item, cfg.sampling, request)
 

@@ -47,9 +47,7 @@ class Plain:
 
     def roll_out(self, algorithm: CPO, step: int) -> list[RolloutRecord]:
         """The rollouts of one training step."""
-        request = RolloutRequest(
-            self.config.run.seed, step, 0, 2, self.config.model.max_new_tokens, self.config.model.positions
-        )
+        request = RolloutRequest(self.config.run.seed, step, 0, 2)
         return [
             roll_out(self.reader.video_llm, self.policy, self.reader.encode(item), item, self.config.sampling, request)
             for item in algorithm.order.of_step(step)

@@ -62,13 +62,11 @@ class CompressedVideo:
         With options it is the letter of the likeliest one, read off the prefill; without, a greedy
         continuation of at most ``max_new_tokens`` (default: the model configuration's).
         """
-        config = self.video_llm.config
         keep = self._keep(all_tokens)
         if not self.options:
-            longest = config.max_new_tokens if max_new_tokens is None else max_new_tokens
-            return self.video_llm.generate(self.encoded, keep, max_new_tokens=longest, positions=config.positions)[0]
+            return self.video_llm.generate(self.encoded, keep, max_new_tokens)[0]
         letters = option_letters(len(self.options))
-        logits = self.video_llm.first_logits(self.encoded, keep, positions=config.positions)[0]
+        logits = self.video_llm.first_logits(self.encoded, keep)[0]
         return letters[int(logits[self.video_llm.option_tokens(letters)].argmax())]
 
     def prefill_seconds(self, repeats: int = 5) -> tuple[float, float]:
@@ -76,15 +74,15 @@ class CompressedVideo:
 
         Each is warmed up once, then they take turns: what else the machine does meanwhile slows both alike.
         """
-        device, positions = self.video_llm.device, self.video_llm.config.positions
+        device = self.video_llm.device
         keeps = (self._keep(False), self._keep(True))
         for keep in keeps:
-            self.video_llm.first_logits(self.encoded, keep, positions=positions)
+            self.video_llm.first_logits(self.encoded, keep)
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(repeats):
             for keep, taken in zip(keeps, times, strict=True):
                 started = _now(device)
-                self.video_llm.first_logits(self.encoded, keep, positions=positions)
+                self.video_llm.first_logits(self.encoded, keep)
                 taken.append(_now(device) - started)
         return median(times[0]), median(times[1])
 
@@ -188,9 +186,9 @@ class Compressor:
             decode_s = time.perf_counter() - started
         device = self.video_llm.device
         started = _now(device)
-        encoded = self.video_llm.encode(decoded.frames, prompt, fps=decoded.fps)
+        encoded = self.video_llm.encode(self.video_llm.watch(decoded.frames, fps=decoded.fps), prompt)
         encoded_at = _now(device)
-        output = self.policy.evaluate([encoded.policy_input()])
+        output = self.policy.logits([encoded.policy_input()])
         token_scores, frame_scores = output.token_scores[0].float().cpu(), output.frame_scores[0].float().cpu()
         kept = select_tokens(token_scores, frame_scores, encoded.grid, retention, self.selection)
         return CompressedVideo(

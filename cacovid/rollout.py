@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from cacovid.answering.scoring import score
-from cacovid.config import Positions, SamplingConfig
+from cacovid.config import SamplingConfig
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.encoded import Encoded
 from cacovid.policy.base import CompressionPolicy
@@ -29,8 +29,6 @@ class RolloutRequest:
     step: int  # training step that the record is for
     policy_version: int  # finished training steps of the weights in use
     tokens_per_frame: int | None  # k of every frame; None starts from the adaptive rate
-    max_new_tokens: int
-    positions: Positions
 
 
 @torch.inference_mode()
@@ -48,7 +46,7 @@ def roll_out(
         BadItem: The item's answer cannot be rewarded.
     """
     inputs = encoded.policy_input()
-    output = policy.evaluate([inputs])
+    output = policy.logits([inputs])
     token_logits, frame_logits = output.token_logits[0].float(), output.frame_logits[0].float()
     fixed = request.tokens_per_frame
     rate = sampling.rate if fixed is None else rate_of(fixed, inputs.grid)
@@ -66,7 +64,7 @@ def roll_out(
             generator(request.seed, "rollout", request.step, item.id, iteration),
         )
         keep = combinations.kept.long().to(video_llm.device)
-        scores = score(video_llm, encoded, item, keep, request.max_new_tokens, request.positions)
+        scores = score(video_llm, encoded, item, keep)
         iterations.append(ScoredCombinations(combinations, scores.reward, scores.likelihood))
     return RolloutRecord(
         item_id=item.id,

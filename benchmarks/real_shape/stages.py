@@ -92,7 +92,7 @@ def replica_stages(
     shape = (config.model.num_frames, FRAME_SIDE, FRAME_SIDE, 3)
     frames = np.random.default_rng(config.run.seed).integers(0, 256, shape, dtype=np.uint8)
     clip = video_llm.watch(frames)
-    encoded = video_llm.encode(frames, format_prompt(ITEM, config.data.instruction), features=clip)
+    encoded = video_llm.encode(clip, format_prompt(ITEM, config.data.instruction))
     tokens = encoded.grid.tokens
     stages = [watch.stage("encode one clip (processor and tower)", tokens, lambda: video_llm.watch(frames))]
     stages += _compression(policy, encoded, config, min(retentions), watch)
@@ -102,7 +102,7 @@ def replica_stages(
             watch.stage(
                 f"prefill, {retention:.0%} of the video tokens",
                 encoded.text_length + keep.shape[1],
-                partial(video_llm.first_logits, encoded, keep, config.model.positions),
+                partial(video_llm.first_logits, encoded, keep),
             )
         )
     rollout, record = _rollout(video_llm, policy, encoded, config, watch)
@@ -116,7 +116,7 @@ def _compression(
     inputs = encoded.policy_input()
 
     def compress(network: CompressionPolicy) -> None:
-        output = network.evaluate([inputs])
+        output = network.logits([inputs])
         select_tokens(output.token_scores[0], output.frame_scores[0], encoded.grid, retention, config.selection)
 
     dtypes = dict.fromkeys((torch.float32, encoded.features.dtype))
@@ -136,7 +136,7 @@ def _rollout(
 ) -> tuple[list[Stage], RolloutRecord]:
     """Sampling alone, and a whole rollout: policy, sampling, answers to all combinations."""
     per_frame = max(config.sampling.tokens_per_frame) if config.sampling.tokens_per_frame else None
-    request = RolloutRequest(config.run.seed, 0, 0, per_frame, config.model.max_new_tokens, config.model.positions)
+    request = RolloutRequest(config.run.seed, 0, 0, per_frame)
     records: list[RolloutRecord] = []
 
     def rollout() -> None:

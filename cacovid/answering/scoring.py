@@ -10,7 +10,6 @@ from torch import Tensor
 
 from cacovid.answering.prompting import option_letters
 from cacovid.answering.reward import reward
-from cacovid.config import Positions
 from cacovid.errors import BadItem
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.encoded import Encoded
@@ -27,9 +26,7 @@ class Scores:
     unparsed: int  # answers that could not be read as the problem type asks; their reward is 0
 
 
-def score(
-    video_llm: VideoLLM, encoded: Encoded, item: VideoQuestion, keep: Tensor, max_new_tokens: int, positions: Positions
-) -> Scores:
+def score(video_llm: VideoLLM, encoded: Encoded, item: VideoQuestion, keep: Tensor) -> Scores:
     """Let the frozen Video-LLM answer ``item`` from each row of ``keep`` and reward correctness.
 
     Multiple choice is answered by the prefill alone: the option letter of largest logit at the last
@@ -42,8 +39,8 @@ def score(
         BadItem: The item's own answer cannot be used (no such option, not a number).
     """
     if item.problem_type == "multiple choice":
-        return _score_options(video_llm, encoded, item, keep, positions)
-    texts = video_llm.generate(encoded, keep, max_new_tokens=max_new_tokens, positions=positions)
+        return _score_options(video_llm, encoded, item, keep)
+    texts = video_llm.generate(encoded, keep)
     rewards = [reward(item.problem_type, text, item.answer) for text in texts]
     return Scores(
         reward=torch.tensor([each.value for each in rewards], dtype=torch.float32),
@@ -53,14 +50,12 @@ def score(
     )
 
 
-def _score_options(
-    video_llm: VideoLLM, encoded: Encoded, item: VideoQuestion, keep: Tensor, positions: Positions
-) -> Scores:
+def _score_options(video_llm: VideoLLM, encoded: Encoded, item: VideoQuestion, keep: Tensor) -> Scores:
     letters = option_letters(len(item.options))
     if item.answer not in letters:
         raise BadItem(f"answer {item.answer!r} of item {item.id!r} is none of its options {', '.join(letters)}")
     right = letters.index(item.answer)
-    logits = video_llm.first_logits(encoded, keep, positions=positions).float()
+    logits = video_llm.first_logits(encoded, keep).float()
     tokens = torch.tensor(video_llm.option_tokens(letters), device=logits.device)
     chosen = logits[:, tokens].argmax(dim=1).cpu()
     likelihood = logits.log_softmax(dim=1)[:, tokens[right]].exp().cpu()

@@ -63,7 +63,7 @@ class ItemReader:
         started = time.perf_counter()
         try:
             features = self._features(item.video)
-            return self.video_llm.encode(None, format_prompt(item, self.instruction), features=features)
+            return self.video_llm.encode(features, format_prompt(item, self.instruction))
         finally:
             self.encode_seconds += time.perf_counter() - started
 

@@ -60,6 +60,4 @@ def blind_reward(video_llm: VideoLLM, item: VideoQuestion, instruction: str = ""
     content = [{"type": "text", "text": format_prompt(item, instruction)}]
     encoded = video_llm.encode_chat([{"role": "user", "content": content}], [])
     nothing = torch.empty(1, 0, dtype=torch.long, device=video_llm.device)
-    config = video_llm.config
-    scores = score(video_llm, encoded, item, nothing, config.max_new_tokens, config.positions)
-    return float(scores.reward[0])
+    return float(score(video_llm, encoded, item, nothing).reward[0])

@@ -147,15 +147,7 @@ def _checked(method: SelectionMethod, case: EvaluationCase, retention: float) ->
 def _rewards(reader: ItemReader, case: EvaluationCase, keep: Tensor) -> list[float]:
     """Rewards of (M, k) selections; equal ones are answered once."""
     distinct, place = keep.unique(dim=0, return_inverse=True)
-    config = reader.video_llm.config
-    scores = score(
-        reader.video_llm,
-        case.encoded,
-        case.item,
-        distinct.to(reader.video_llm.device),
-        config.max_new_tokens,
-        config.positions,
-    )
+    scores = score(reader.video_llm, case.encoded, case.item, distinct.to(reader.video_llm.device))
     return [float(value) for value in scores.reward[place]]
 
 

@@ -29,5 +29,5 @@ class PolicyMethod:
     def _output(self, case: EvaluationCase) -> PolicyOutput:
         """The policy runs once a case, however many ratios are asked for."""
         if self._last is None or self._last[0] is not case:
-            self._last = (case, self.policy.evaluate([case.input]))
+            self._last = (case, self.policy.logits([case.input]))
         return self._last[1]

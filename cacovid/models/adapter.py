@@ -109,28 +109,21 @@ class VideoLLM(ABC):
         preprocessing = self.processor.video_processor.to_dict() | self._video_kwargs()
         return text_digest(self.fingerprint, stable_json(preprocessing), str(self.dtype))
 
-    def encode(
-        self, frames: NDArray[np.uint8] | None, prompt: str, *, fps: float = 1.0, features: VideoFeatures | None = None
-    ) -> Encoded:
-        """Encode one user turn: the clip, then ``prompt``.
-
-        Args:
-            frames: (T, H, W, 3) uint8 RGB; None when ``features`` are given.
-            prompt: The question with its options.
-            fps: Frames per second of ``frames``, for families that tell the model the time.
-            features: The clip's features from an earlier :meth:`watch`; pixels and tower are skipped.
+    def encode(self, features: VideoFeatures, prompt: str) -> Encoded:
+        """Encode one user turn: the clip that :meth:`watch` made ``features`` of, then the question with its options.
 
         Raises:
-            BadItem: Unusable frames, or a prompt that contains the model's own placeholder tokens.
+            BadItem: A prompt that contains the model's own placeholder tokens.
         """
-        if features is None:
-            assert frames is not None, "give frames or features"
-            features = self.watch(frames, fps=fps)
         content = [{"type": "video"}, {"type": "text", "text": prompt}]
         return self.encode_chat([{"role": "user", "content": content}], [features])
 
     def watch(self, frames: NDArray[np.uint8], *, fps: float = 1.0) -> VideoFeatures:
-        """Run processor, vision tower and projector on one clip (T, H, W, 3) uint8.
+        """Run processor, vision tower and projector on one clip (T, H, W, 3) uint8 RGB.
+
+        Args:
+            frames: The clip; the same features serve every question about it.
+            fps: Frames per second of ``frames``, for families that tell the model the time.
 
         Raises:
             BadItem: ``frames`` is not such an array or ``fps`` is not positive.
@@ -243,19 +236,19 @@ class VideoLLM(ABC):
 
     # Answering from a part of the video -----------------------------------------------------------
 
-    def pack(self, encoded: Encoded, keep: Tensor, positions: Positions = "original") -> dict[str, Any]:
+    def pack(self, encoded: Encoded, keep: Tensor, positions: Positions | None = None) -> dict[str, Any]:
         """Arguments for ``model(...)`` and ``model.generate(...)`` with the video tokens ``keep`` alone.
 
         Args:
             keep: (B, k) int64 ascending indices into the N video tokens. Text and pinned columns stay.
-            positions: ``original`` position ids or ``contiguous`` ones.
+            positions: ``original`` position ids or ``contiguous`` ones; None takes the configuration's.
         """
         columns = kept_columns(encoded, keep)
         # Without a mask, gaps in the position ids would be read as the borders of packed sequences.
         kwargs: dict[str, Any] = {
             "input_ids": encoded.input_ids[columns],
             "attention_mask": torch.ones_like(columns),
-            "position_ids": packed_positions(encoded, columns, positions),
+            "position_ids": packed_positions(encoded, columns, positions or self.config.positions),
         }
         rows = injected_rows(encoded, keep)
         if rows.shape[1]:
@@ -264,29 +257,30 @@ class VideoLLM(ABC):
         return kwargs
 
     @torch.inference_mode()
-    def first_logits(self, encoded: Encoded, keep: Tensor, positions: Positions = "original") -> Tensor:
+    def first_logits(self, encoded: Encoded, keep: Tensor) -> Tensor:
         """(B, V) logits of the first answer token for each row of ``keep`` (B, k), from the prefill alone.
 
         At most ``config.max_batch_tokens`` prompt tokens (but at least one prompt) share a forward pass.
         """
         logits = [
-            self.model(**self.pack(encoded, rows, positions), use_cache=False, logits_to_keep=1).logits[:count, -1]
-            for rows, count in self._batches(encoded, keep, 0, positions)
+            self.model(**self.pack(encoded, rows), use_cache=False, logits_to_keep=1).logits[:count, -1]
+            for rows, count in self._batches(encoded, keep, 0)
         ]
         return logits[0] if len(logits) == 1 else torch.cat(logits)
 
     @torch.inference_mode()
-    def answer(self, encoded: Encoded, keep: Tensor, max_new_tokens: int, positions: Positions = "original") -> Answers:
-        """Greedy answers for each row of ``keep`` (B, k).
+    def answer(self, encoded: Encoded, keep: Tensor, max_new_tokens: int | None = None) -> Answers:
+        """Greedy answers for each row of ``keep`` (B, k), of at most ``max_new_tokens`` (None: the configuration's).
 
         Always with cache: transformers' ``generate`` drops an all-ones mask, and without cache it would
         then read gaps in the position ids as the borders of packed sequences.
         """
         answers: list[tuple[int, ...]] = []
         finished: list[bool] = []
-        for rows, count in self._batches(encoded, keep, max_new_tokens, positions):
-            prompt = self.pack(encoded, rows, positions)
-            output = self.model.generate(**prompt, max_new_tokens=max_new_tokens, use_cache=True)
+        longest = max_new_tokens or self.config.max_new_tokens
+        for rows, count in self._batches(encoded, keep, longest):
+            prompt = self.pack(encoded, rows)
+            output = self.model.generate(**prompt, max_new_tokens=longest, use_cache=True)
             for tokens in output[:count, prompt["input_ids"].shape[1] :].tolist():
                 ends = [index for index, token in enumerate(tokens) if token in self.end_tokens]
                 answers.append(tuple(tokens[: ends[0]] if ends else tokens))
@@ -294,27 +288,26 @@ class VideoLLM(ABC):
         texts = self.processor.tokenizer.batch_decode([list(tokens) for tokens in answers], skip_special_tokens=True)
         return Answers(tuple(text.strip() for text in texts), tuple(answers), tuple(finished))
 
-    def _batches(self, encoded: Encoded, keep: Tensor, new: int, positions: Positions) -> Iterator[tuple[Tensor, int]]:
+    def _batches(self, encoded: Encoded, keep: Tensor, new: int) -> Iterator[tuple[Tensor, int]]:
         """Parts of ``keep`` that fit one forward pass with ``new`` tokens a row, each with its number of real rows.
 
         Flash attention takes a single prompt with gaps in its position ids for packed sequences, whatever
         the mask says, but never a batch: there a lone row is given twice. M-RoPE has no gaps in its text row.
         """
         size = max(1, self.config.max_batch_tokens // (encoded.text_length + keep.shape[1] + new))
-        gaps = positions == "original" and encoded.position_ids.shape[0] == 1
+        gaps = self.config.positions == "original" and encoded.position_ids.shape[0] == 1
         twice = gaps and self.config.attention == "flash_attention_2"
         for rows in keep.split(size):
             lone = twice and rows.shape[0] == 1
             yield rows.expand(2, -1) if lone else rows, rows.shape[0]
 
-    def generate(
-        self, encoded: Encoded, keep: Tensor, max_new_tokens: int, positions: Positions = "original"
-    ) -> list[str]:
-        """The texts of :meth:`answer`; logs a warning where ``max_new_tokens`` cut any of them."""
-        answers = self.answer(encoded, keep, max_new_tokens, positions)
+    def generate(self, encoded: Encoded, keep: Tensor, max_new_tokens: int | None = None) -> list[str]:
+        """The texts of :meth:`answer`; logs a warning where any of them was cut."""
+        longest = max_new_tokens or self.config.max_new_tokens
+        answers = self.answer(encoded, keep, longest)
         cut = answers.finished.count(False)
         if cut:
-            logger.warning("%d of %d answers were cut at model.max_new_tokens=%d", cut, keep.shape[0], max_new_tokens)
+            logger.warning("%d of %d answers were cut at model.max_new_tokens=%d", cut, keep.shape[0], longest)
         return list(answers.texts)
 
     def option_tokens(self, letters: Sequence[str]) -> list[int]:

@@ -76,7 +76,7 @@ class CompressionPolicy(nn.Module, ABC):
         return next(self.parameters()).device
 
     @torch.no_grad()
-    def evaluate(self, inputs: Sequence[PolicyInput]) -> PolicyOutput:
+    def logits(self, inputs: Sequence[PolicyInput]) -> PolicyOutput:
         """Logits without gradient for inputs of one grid."""
         output = self(collate(inputs).to(self.device))
         assert isinstance(output, PolicyOutput)

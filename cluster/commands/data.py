@@ -11,14 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from cacovid.errors import UserError
+from cacovid.limits import MAX_PIXELS
 from cluster.commands.progress import Progress
 
 if TYPE_CHECKING:
     from cacovid.data.checking import CheckedTable
 
 SHOWN_REASONS = 10
-
-from cacovid.limits import MAX_PIXELS
 
 app = typer.Typer(help="Look at, check and filter question tables.", no_args_is_help=True)
 

@@ -165,7 +165,7 @@ def score(prompts: Sequence[Prompt]) -> None:
     """Run one policy on prompts of one grid, all of which name it, and keep its scores."""
     policy = prompts[0].policy
     assert policy is not None
-    output = policy.evaluate([prompt.encoded.policy_input() for prompt in prompts])
+    output = policy.logits([prompt.encoded.policy_input() for prompt in prompts])
     for place, prompt in enumerate(prompts):
         prompt.token_scores = output.token_scores[place].float().cpu()
         prompt.frame_scores = output.frame_scores[place].float().cpu()

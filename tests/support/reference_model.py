@@ -73,7 +73,7 @@ def tiny_subject(model_type: str, folder: Path) -> Subject:
     llm = load_video_llm(ModelConfig(path=str(save_tiny_model(model_type, folder)), device="cpu"))
     frames = random_frames(0)
     clip = llm.watch(frames, fps=FPS)
-    return Subject(folder, llm, frames, clip, llm.encode(frames, PROMPT, fps=FPS, features=clip))
+    return Subject(folder, llm, frames, clip, llm.encode(clip, PROMPT))
 
 
 def random_frames(seed: int, count: int = FRAMES) -> np.ndarray:

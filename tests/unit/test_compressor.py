@@ -54,14 +54,14 @@ def test_the_answer_is_that_of_the_model_itself(folder: Path, compressor: Compre
     clip = compressor(folder / "clip.mp4", "what is the colour?", options=["red", "blue"])
     llm = compressor.video_llm
     video = read_frames(folder / "clip.mp4", 4)
-    encoded = llm.encode(video.frames, "what is the colour?\nA. red\nB. blue", fps=video.fps)
-    logits = llm.first_logits(encoded, torch.arange(36)[None], positions="contiguous")[0]
+    encoded = llm.encode(llm.watch(video.frames, fps=video.fps), "what is the colour?\nA. red\nB. blue")
+    logits = llm.first_logits(encoded, torch.arange(36)[None])[0]
     assert clip.answer(all_tokens=True) == "AB"[int(logits[llm.option_tokens("AB")].argmax())]
 
 
 def test_without_options_the_answer_is_generated(folder: Path, compressor: Compressor) -> None:
     clip = compressor(folder / "clip.mp4", "what is the colour?", retention=0.5)
-    expected = compressor.video_llm.generate(clip.encoded, clip.kept[None], 6, positions="contiguous")[0]
+    expected = compressor.video_llm.generate(clip.encoded, clip.kept[None], 6)[0]
     assert clip.answer(max_new_tokens=6) == expected
 
 

@@ -40,7 +40,7 @@ def rolled(
     tokens: int | None = 2,
 ) -> RolloutRecord:
     policy = policy_for(reader.video_llm, TrainConfig()).eval()
-    request = RolloutRequest(seed, step, 2, tokens, 8, "original")
+    request = RolloutRequest(seed, step, 2, tokens)
     return roll_out(reader.video_llm, policy, reader.encode(item), item, sampling, request)
 
 
@@ -85,8 +85,8 @@ def test_evidence_earns_the_reward_and_its_absence_does_not(reader: ItemReader, 
     everything = torch.arange(encoded.grid.tokens)
     evidence = torch.tensor(item.evidence)
     others = torch.tensor([cell for cell in everything.tolist() if cell not in item.evidence])
-    with_evidence = score(reader.video_llm, encoded, item, evidence[None], 8, "original")
-    without = score(reader.video_llm, encoded, item, others[None], 8, "original")
+    with_evidence = score(reader.video_llm, encoded, item, evidence[None])
+    without = score(reader.video_llm, encoded, item, others[None])
     assert with_evidence.reward.item() == 1
     assert with_evidence.likelihood.item() > 0.5 > without.likelihood.item()
     logits = reader.video_llm.first_logits(encoded, evidence[None])[0]

@@ -69,7 +69,7 @@ def test_real_frames_give_the_real_number_of_tokens() -> None:
     numbers = shape_of(HUB, reduced=True)
     numbers["vision_config"]["image_size"] = shape_of(HUB)["vision_config"]["image_size"]
     llm = random_llava_onevision(numbers, ModelConfig(device="cpu"))
-    encoded = llm.encode(np.zeros((2, 90, 160, 3), np.uint8), "what color is it?")
+    encoded = llm.encode(llm.watch(np.zeros((2, 90, 160, 3), np.uint8)), "what color is it?")
     assert encoded.grid == TokenGrid(2, 14, 14)
     assert llm.first_logits(encoded, torch.arange(392)[None]).isfinite().all()
 

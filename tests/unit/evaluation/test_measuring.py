@@ -129,9 +129,9 @@ def test_equal_selections_are_answered_once_in_one_batch(
     sizes: list[tuple[int, ...]] = []
     original = llm.first_logits
 
-    def counting(encoded: object, keep: Tensor, positions: str = "original") -> Tensor:
+    def counting(encoded: object, keep: Tensor) -> Tensor:
         sizes.append(tuple(keep.shape))
-        return original(encoded, keep, positions)  # type: ignore[arg-type]
+        return original(encoded, keep)  # type: ignore[arg-type]
 
     monkeypatch.setattr(llm, "first_logits", counting)
     methods = [Watched("first"), Watched("again"), *build_methods(["uniform"], {}, llm, seed=0)]
@@ -219,9 +219,9 @@ def test_the_policy_runs_once_a_case(folder: Path, llm: VideoLLM) -> None:
     class Counting(torch.nn.Module):
         calls = 0
 
-        def evaluate(self, inputs: Sequence[object]) -> object:
+        def logits(self, inputs: Sequence[object]) -> object:
             Counting.calls += 1
-            return real.evaluate(inputs)  # type: ignore[arg-type]
+            return real.logits(inputs)  # type: ignore[arg-type]
 
     real = policy_for(llm, TrainConfig(model=llm.config))
     method = PolicyMethod("policy", Counting(), SelectionConfig())  # type: ignore[arg-type]

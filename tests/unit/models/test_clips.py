@@ -40,7 +40,7 @@ def wide_clip() -> np.ndarray:
 @torch.no_grad()
 def test_a_wide_clip_with_still_frames_equals_the_reference(subject: Subject) -> None:
     frames = wide_clip()
-    encoded = subject.llm.encode(frames, PROMPT, fps=FPS)
+    encoded = subject.llm.encode(subject.llm.watch(frames, fps=FPS), PROMPT)
     raw = subject.raw(videos=[frames])
     assert encoded.grid == GRIDS[subject.llm.kind][1]
     assert torch.equal(encoded.input_ids, raw["input_ids"][0])
@@ -56,7 +56,7 @@ def test_kernels_agree(subject: Subject) -> None:
     plain = load_video_llm(ModelConfig(path=str(subject.folder), device="cpu", attention="eager"))
     assert plain.model.config._attn_implementation == "eager"
     keep = random_keep(subject.tokens, 0.2, group=2)
-    encoded = plain.encode(subject.frames, PROMPT, fps=FPS)
+    encoded = plain.encode(plain.watch(subject.frames, fps=FPS), PROMPT)
     expected = subject.llm.first_logits(subject.encoded, keep)
     torch.testing.assert_close(plain.first_logits(encoded, keep), expected, atol=FLOAT32, rtol=0)
     assert plain.answer(encoded, keep, 4).tokens == subject.llm.answer(subject.encoded, keep, 4).tokens
@@ -79,7 +79,7 @@ def only(*families: str) -> pytest.MarkDecorator:
 @only(*sorted(set(BUILDERS) - {"qwen3_vl"}))
 def test_a_single_frame_equals_the_untouched_model(subject: Subject) -> None:
     frames = random_frames(4, count=1)
-    encoded = subject.llm.encode(frames, PROMPT, fps=FPS)
+    encoded = subject.llm.encode(subject.llm.watch(frames, fps=FPS), PROMPT)
     assert encoded.grid.frames == 1
     everything = torch.arange(encoded.grid.tokens).unsqueeze(0)
     expected = subject.llm.model(**subject.raw(videos=[frames])).logits[:, -1]

@@ -182,11 +182,12 @@ def test_lone_prompts_are_given_twice_to_flash_attention(folder: Path) -> None:
     encoded = llm.encode_chat([{"role": "user", "content": [{"type": "text", "text": "what"}]}], [])
     llm.config = ModelConfig(path=str(folder), attention="flash_attention_2")
     keep = torch.empty(1, 0, dtype=torch.long)
-    [(rows, count)] = llm._batches(encoded, keep, 0, "original")
+    [(rows, count)] = llm._batches(encoded, keep, 0)
     assert (rows.shape[0], count) == (2, 1)
     assert llm.first_logits(encoded, keep).shape[0] == 1
     assert len(llm.answer(encoded, keep, 2).texts) == 1
-    [(rows, count)] = llm._batches(encoded, keep, 0, "contiguous")
+    llm.config = llm.config.model_copy(update={"positions": "contiguous"})
+    [(rows, count)] = llm._batches(encoded, keep, 0)
     assert (rows.shape[0], count) == (1, 1)
 
 
@@ -223,7 +224,7 @@ def test_the_documented_example_of_a_new_family_works(tmp_path: Path) -> None:
     model, processor = tiny_qwen2_vl()
     llm = scope["Qwen2VL"](model, processor, ModelConfig())
     frames = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), dtype=np.uint8)
-    encoded = llm.encode(frames, "what is the colour?")
+    encoded = llm.encode(llm.watch(frames), "what is the colour?")
     raw = processor(
         text=processor.apply_chat_template(
             [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "what is the colour?"}]}],

@@ -117,7 +117,7 @@ def test_batches_are_split_without_changing_the_answers(subject: Subject) -> Non
 
 def test_bfloat16_stays_within_its_tolerance(subject: Subject) -> None:
     llm = load_video_llm(ModelConfig(path=str(subject.folder), device="cpu", dtype="bfloat16"))
-    encoded = llm.encode(subject.frames, PROMPT, fps=FPS)
+    encoded = llm.encode(llm.watch(subject.frames, fps=FPS), PROMPT)
     keep = random_keep(subject.tokens, 0.1, group=2)
     logits = llm.first_logits(encoded, keep).float()
     for row, actual in zip(keep, logits, strict=True):
@@ -158,15 +158,16 @@ def test_a_chat_without_video_equals_the_untouched_model(subject: Subject) -> No
 
 def test_contiguous_positions_equal_a_prompt_without_the_dropped_columns(subject: Subject) -> None:
     keep = random_keep(subject.tokens, 0.1, group=2)
-    packed = subject.llm.pack(subject.encoded, keep, "contiguous")
+    llm = load_video_llm(ModelConfig(path=str(subject.folder), device="cpu", positions="contiguous"))
+    packed = llm.pack(subject.encoded, keep)
     length = packed["input_ids"].shape[1]
     assert torch.equal(packed["position_ids"].reshape(-1, length)[0], torch.arange(length))
     del packed["position_ids"]  # the model numbers the columns itself
     with torch.no_grad():
         expected = subject.llm.model(**packed).logits[:, -1]
     expected_ids = subject.llm.model.generate(**packed, max_new_tokens=8)[:, length:].tolist()
-    assert [list(row) for row in subject.llm.answer(subject.encoded, keep, 8, "contiguous").tokens] == expected_ids
-    contiguous = subject.llm.first_logits(subject.encoded, keep, "contiguous")
+    assert [list(row) for row in llm.answer(subject.encoded, keep, 8).tokens] == expected_ids
+    contiguous = llm.first_logits(subject.encoded, keep)
     torch.testing.assert_close(contiguous, expected, atol=FLOAT32, rtol=0)
     assert (contiguous - subject.llm.first_logits(subject.encoded, keep)).abs().max() > 100 * FLOAT32
 
@@ -210,7 +211,7 @@ def test_known_features_skip_pixels_and_tower(subject: Subject, monkeypatch: pyt
     monkeypatch.setattr(type(subject.llm), "_run_tower", forbidden)
     monkeypatch.setattr(type(subject.llm.processor.video_processor), "__call__", forbidden)
     stored = VideoFeatures.from_parts(subject.clip.tensors(), subject.clip.metadata())
-    encoded = subject.llm.encode(np.empty((0, 0, 0, 3), np.uint8), PROMPT, features=stored)
+    encoded = subject.llm.encode(stored, PROMPT)
     assert torch.equal(encoded.position_ids, subject.encoded.position_ids)
     assert torch.equal(encoded.features, subject.encoded.features)
     assert all(map(torch.equal, encoded.deepstack, subject.encoded.deepstack))
@@ -234,7 +235,7 @@ def test_policy_input_covers_every_prompt_column_once(subject: Subject) -> None:
 def test_policies_learn_on_every_family(subject: Subject, kind: str) -> None:
     policy = policy_for(subject.llm, TrainConfig(policy=PolicyConfig(kind=kind)))
     with torch.inference_mode():  # as in a rollout; the features must still be fit for learning
-        encoded = subject.llm.encode(subject.frames, PROMPT, fps=FPS)
+        encoded = subject.llm.encode(subject.llm.watch(subject.frames, fps=FPS), PROMPT)
     output = policy(collate([encoded.policy_input()]))
     assert output.token_logits.shape == (1, subject.tokens, 2)
     assert output.frame_logits.shape == (1, subject.encoded.grid.frames, 2)
@@ -261,13 +262,13 @@ def test_own_placeholders_in_the_question_are_refused(subject: Subject) -> None:
     inner = subject.llm.processor.tokenizer.decode([subject.llm.placeholder_id])
     for token in {inner, subject.llm.processor.video_token}:
         with pytest.raises(BadItem, match="remove"):
-            subject.llm.encode(subject.frames, f"what is {token}?", features=subject.clip)
+            subject.llm.encode(subject.clip, f"what is {token}?")
 
 
 def test_features_of_another_model_are_refused(subject: Subject) -> None:
     foreign = VideoFeatures(torch.zeros(4, 7), TokenGrid(1, 2, 2), "x", torch.zeros(0, 7))
     with pytest.raises(UserError, match="width 7"):
-        subject.llm.encode(subject.frames, PROMPT, features=foreign)
+        subject.llm.encode(foreign, PROMPT)
 
 
 def test_a_cut_answer_is_reported(subject: Subject, caplog: pytest.LogCaptureFixture) -> None:
@@ -281,4 +282,4 @@ def test_a_cut_answer_is_reported(subject: Subject, caplog: pytest.LogCaptureFix
 )
 def test_unusable_frames_are_refused(subject: Subject, frames: np.ndarray) -> None:
     with pytest.raises(BadItem, match="uint8"):
-        subject.llm.encode(frames, PROMPT)
+        subject.llm.watch(frames)

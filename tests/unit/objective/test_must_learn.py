@@ -47,7 +47,7 @@ class World:
 def roll_out(policy: CompressionPolicy, world: World, step: int) -> list[RolloutRecord]:
     tokens = step_tokens(CONFIG, generator("tokens", step))
     drawn = [world.item("train", step, number) for number in range(16)]
-    output = policy.evaluate([item for item, _, _ in drawn])
+    output = policy.logits([item for item, _, _ in drawn])
     records = []
     for number, (item, asked, _) in enumerate(drawn):
         draw = generator("rollout", step, number)
@@ -81,7 +81,7 @@ def train(policy: CompressionPolicy, world: World, steps: int) -> None:
 def question_awareness(policy: CompressionPolicy, world: World) -> float:
     """Mean AUC of the asked object's tokens against the other objects', on unseen clips."""
     drawn = [world.item("held out", number) for number in range(100)]
-    scores = policy.evaluate([item for item, _, _ in drawn]).token_scores
+    scores = policy.logits([item for item, _, _ in drawn]).token_scores
     areas = [
         (row[asked][:, None] > row[others][None, :]).float().mean()
         for row, (_, asked, others) in zip(scores, drawn, strict=True)

@@ -131,7 +131,7 @@ def test_tower_operations_are_those_of_a_real_clip(tiny: ModelConfig) -> None:
 @pytest.mark.parametrize("kind", ["late", "paper"])
 def test_policy_cost_is_that_of_a_real_policy(tiny: ModelConfig, kind: str) -> None:
     llm = load_video_llm(tiny)
-    encoded = llm.encode(np.zeros((tiny.num_frames, 48, 48, 3), np.uint8), "what is the shape?")
+    encoded = llm.encode(llm.watch(np.zeros((tiny.num_frames, 48, 48, 3), np.uint8)), "what is the shape?")
     layer = NonCausalLayer.from_language_model(llm.model.get_decoder())
     policy = build_policy(PolicyConfig(kind=kind), llm.hidden_size, layer, seed=0)
     batch = collate([encoded.policy_input()])

@@ -29,7 +29,8 @@ def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 def inputs(llm: VideoLLM) -> list[PolicyInput]:
     """Two prompts of different length about one clip."""
     frames = np.random.default_rng(0).integers(0, 256, (4, 48, 48, 3), dtype=np.uint8)
-    return [llm.encode(frames, question).policy_input() for question in QUESTIONS]
+    clip = llm.watch(frames)
+    return [llm.encode(clip, question).policy_input() for question in QUESTIONS]
 
 
 def policy_of(kind: str, llm: VideoLLM) -> CompressionPolicy:
@@ -55,7 +56,7 @@ def test_a_saved_policy_comes_back_without_the_model(llm: VideoLLM, kind: str, t
     policy, items = policy_of(kind, llm), inputs(llm)
     policy.save_pretrained(tmp_path)
     again = CompressionPolicy.from_pretrained(tmp_path)
-    for ours, theirs in zip(policy.eval().evaluate(items), again.evaluate(items), strict=True):
+    for ours, theirs in zip(policy.eval().logits(items), again.logits(items), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -71,7 +72,7 @@ def test_the_paper_policy_starts_from_the_models_own_first_layer(llm: VideoLLM) 
 @torch.no_grad()
 def test_the_paper_policy_sees_the_question_and_the_positions(llm: VideoLLM) -> None:
     policy, (item, other) = policy_of("paper", llm).eval(), inputs(llm)
-    assert not torch.equal(policy.evaluate([item]).token_logits, policy.evaluate([other]).token_logits)
+    assert not torch.equal(policy.logits([item]).token_logits, policy.logits([other]).token_logits)
     batch = collate([item])
     batch.position_ids[:] = batch.position_ids.flip(-1)
-    assert not torch.allclose(policy.evaluate([item]).token_logits, policy(batch).token_logits)
+    assert not torch.allclose(policy.logits([item]).token_logits, policy(batch).token_logits)

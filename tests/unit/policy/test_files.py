@@ -29,7 +29,7 @@ def test_a_saved_policy_comes_back_the_same(kind, tmp_path):
     assert again.metadata == METADATA
     assert again.config == policy.config
     assert not again.training
-    for ours, theirs in zip(policy.evaluate([item]), again.evaluate([item]), strict=True):
+    for ours, theirs in zip(policy.logits([item]), again.logits([item]), strict=True):
         assert torch.equal(ours, theirs)
     assert sorted(path.name for path in (tmp_path / "policy").iterdir()) == ["policy.json", "policy.safetensors"]
 

@@ -38,7 +38,7 @@ def inputs_for(kind: str, **changes: object) -> PolicyInput:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_have_a_row_for_every_token_and_frame(kind):
-    output = make_policy(kind).evaluate([inputs_for(kind), inputs_for(kind, seed=1)])
+    output = make_policy(kind).logits([inputs_for(kind), inputs_for(kind, seed=1)])
     assert output.token_logits.shape == (2, GRID.tokens, 2)
     assert output.frame_logits.shape == (2, GRID.frames, 2)
     torch.testing.assert_close(output.token_scores, output.token_logits[..., 1] - output.token_logits[..., 0])
@@ -48,9 +48,9 @@ def test_logits_have_a_row_for_every_token_and_frame(kind):
 def test_a_padded_batch_equals_its_items_alone(kind):
     policy = make_policy(kind)
     items = [inputs_for(kind, seed=i, before=1 + i, after=2 + 3 * i) for i in range(3)]
-    together = policy.evaluate(items)
+    together = policy.logits(items)
     for row, item in enumerate(items):
-        alone = policy.evaluate([item])
+        alone = policy.logits([item])
         torch.testing.assert_close(together.token_logits[row], alone.token_logits[0], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(together.frame_logits[row], alone.frame_logits[0], atol=1e-5, rtol=1e-5)
 
@@ -59,7 +59,7 @@ def test_a_padded_batch_equals_its_items_alone(kind):
 def test_the_question_behind_the_video_matters_unless_hidden(kind):
     policy, item = make_policy(kind), inputs_for(kind)
     changed = dataclasses.replace(item, text=torch.cat([item.text[:-1], -item.text[-1:]]))
-    same = torch.equal(policy.evaluate([item]).token_logits, policy.evaluate([changed]).token_logits)
+    same = torch.equal(policy.logits([item]).token_logits, policy.logits([changed]).token_logits)
     assert same == (kind == "blind")
 
 
@@ -69,8 +69,8 @@ def test_seeds_decide_the_weights_and_the_global_generator_is_left_alone(kind):
     first, again, other = (build_like(kind, seed) for seed in (3, 3, 4))
     assert torch.equal(before, torch.random.get_rng_state())
     item = inputs_for(kind)
-    assert torch.equal(first.evaluate([item]).token_logits, again.evaluate([item]).token_logits)
-    assert not torch.equal(first.evaluate([item]).token_logits, other.evaluate([item]).token_logits)
+    assert torch.equal(first.logits([item]).token_logits, again.logits([item]).token_logits)
+    assert not torch.equal(first.logits([item]).token_logits, other.logits([item]).token_logits)
 
 
 def build_like(kind: str, seed: int) -> CompressionPolicy:
@@ -84,13 +84,13 @@ def test_bfloat16_inputs_and_weights_are_computed_in_float32(kind):
     policy, item = make_policy(kind), inputs_for(kind)
     half = dataclasses.replace(item, features=item.features.bfloat16(), text=item.text.bfloat16())
     full = dataclasses.replace(half, features=half.features.float(), text=half.text.float())
-    assert torch.equal(policy.evaluate([half]).token_logits, policy.evaluate([full]).token_logits)
-    output = policy.bfloat16().evaluate([half])
+    assert torch.equal(policy.logits([half]).token_logits, policy.logits([full]).token_logits)
+    output = policy.bfloat16().logits([half])
     assert output.token_logits.dtype == torch.float32
 
 
 def test_a_paper_policy_in_bfloat16_gives_float32_logits():
-    output = make_policy("qwen2").bfloat16().evaluate([inputs_for("qwen2", dtype=torch.bfloat16)])
+    output = make_policy("qwen2").bfloat16().logits([inputs_for("qwen2", dtype=torch.bfloat16)])
     assert output.token_logits.dtype == torch.float32
     assert output.token_logits.isfinite().all()
 

@@ -59,7 +59,7 @@ class ReferencePolicy(nn.Module):
             nn.init.normal_(weight, std=0.3)
 
     def logits(self, llm: VideoLLM, prompt: str, frames: np.ndarray) -> tuple[Tensor, Tensor]:
-        encoded = llm.encode(frames, prompt)
+        encoded = llm.encode(llm.watch(frames), prompt)
         text_model = llm.model.get_decoder()
         embeds = llm.model.get_input_embeddings()(encoded.input_ids)
         embeds[encoded.video_columns] = encoded.features
@@ -106,7 +106,7 @@ def test_imported_policy_computes_the_references_logits(llm: VideoLLM, tmp_path:
     save_file(reference.checkpoint(), tmp_path / "model.safetensors")
     frames = np.random.default_rng(0).integers(0, 256, (8, 48, 48, 3), dtype=np.uint8)
     prompt = "what is the colour of the circle?"
-    output = imported(llm, tmp_path).evaluate([llm.encode(frames, prompt).policy_input()])
+    output = imported(llm, tmp_path).logits([llm.encode(llm.watch(frames), prompt).policy_input()])
     tokens, steps = reference.logits(llm, prompt, frames)
     assert tokens.std() > 0.05
     torch.testing.assert_close(output.token_logits[0], tokens, atol=1e-5, rtol=1e-5)

@@ -16,7 +16,7 @@ from tests.support.tiny_models import BUILDERS
 def test_kept_embeddings_are_the_models(llm, engine):
     compressed = one(engine, compresses(extras=frozenset({"embeddings"})))[0]
     tensors = load_tensors(compressed.embeddings)
-    features = llm.encode(clip_of(0).frames, QUESTION).features
+    features = llm.encode(llm.watch(clip_of(0).frames), QUESTION).features
     assert torch.equal(tensors["indices"], torch.tensor(compressed.kept))
     assert torch.equal(tensors["embeddings"], features[tensors["indices"]])
 
@@ -32,9 +32,9 @@ def test_prompt_embeds_give_the_same_logits_or_are_refused(kind):
         assert "M-RoPE" in failure([event]).error.message
         return
     embeds = torch.load(io.BytesIO(event.prompt_embeds), weights_only=True)
-    encoded = llm.encode(clip_of(0).frames, QUESTION)
-    expected = llm.first_logits(encoded, torch.tensor([event.kept]), "contiguous")
+    encoded = llm.encode(llm.watch(clip_of(0).frames), QUESTION)
     with torch.inference_mode():
+        expected = llm.model(**llm.pack(encoded, torch.tensor([event.kept]), "contiguous")).logits[:, -1]
         decoder = llm.model.get_decoder()
         hidden = decoder(inputs_embeds=embeds[None], use_cache=False).last_hidden_state[:, -1]
         logits = llm.model.get_output_embeddings()(hidden)

@@ -52,8 +52,8 @@ def test_the_answer_is_the_librarys(llm, engine):
     """The same tokens kept and the same greedy text as the adapter gives, which test_models.py proves right."""
     events = one(engine, asks(compression=Compression(0.2)))
     compressed = one(engine, compresses(compression=Compression(0.2)))[0]
-    encoded = llm.encode(clip_of(0).frames, QUESTION)
-    expected = llm.answer(encoded, torch.tensor([compressed.kept]), 6, "original").texts[0]
+    encoded = llm.encode(llm.watch(clip_of(0).frames), QUESTION)
+    expected = llm.answer(encoded, torch.tensor([compressed.kept]), 6).texts[0]
     assert text_of(events) == expected
     started, finished = events[0], events[-1]
     assert isinstance(started, Started)
