@@ -3,7 +3,4 @@
 python -m benchmarks.real_shape configs/llava-onevision-7b-paper.toml
 """
 
-from cacovid.models.torchvision_mend import mend_torchvision
-
-# transformers' processors import torchvision.
-mend_torchvision()
+import cacovid.models  # noqa: F401 - before transformers imports torchvision

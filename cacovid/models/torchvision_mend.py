@@ -15,22 +15,17 @@ import torch
 _declared: list[torch.library.Library] = []
 
 
-def mend_torchvision() -> bool:
-    """Declare torchvision's operator schemas if, and only if, its compiled operators cannot load.
-
-    Returns:
-        Whether schemas were declared, now or by an earlier call.
-    """
+def mend_torchvision() -> None:
+    """Declare torchvision's operator schemas if, and only if, its compiled operators cannot load."""
     spec = importlib.util.find_spec("torchvision")
-    if spec is None or spec.origin is None or _declared:
-        return bool(_declared)
+    if spec is None or spec.origin is None:
+        return
     if hasattr(torch.ops.torchvision, "nms") or _operators_load(Path(spec.origin).parent):
-        return False
+        return
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _declared.append(library)
-    return True
 
 
 def _operators_load(package: Path) -> bool:

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from pydantic import Field
 from torch import Tensor, nn
 
+import cacovid.models  # noqa: F401 - before transformers imports torchvision
 from cacovid.config import Section
 from cacovid.errors import UserError
-from cacovid.models.torchvision_mend import mend_torchvision
 
 
 class _Family(NamedTuple):
@@ -103,8 +103,7 @@ class NonCausalLayer(nn.Module):
 
 
 def _text_config(spec: LayerSpec) -> Any:  # noqa: ANN401 - transformers has no types
-    """The text config of ``spec``; torchvision first, which vision code imported along the way needs."""
-    mend_torchvision()
+    """The text config of ``spec``."""
     from transformers import CONFIG_MAPPING
 
     return CONFIG_MAPPING[spec.model_type].from_dict(dict(spec.text_config))
@@ -113,7 +112,6 @@ def _text_config(spec: LayerSpec) -> Any:  # noqa: ANN401 - transformers has no 
 def _transformers_class(model_type: str, suffix: str) -> Any:  # noqa: ANN401 - transformers has no types
     """The family's DecoderLayer or RotaryEmbedding class."""
     family = _family(model_type)
-    mend_torchvision()
     return getattr(importlib.import_module(family.module), family.prefix + suffix)
 
 

@@ -5,10 +5,8 @@ from typing import Any
 import torch
 import transformers as hf
 
-from cacovid.models.torchvision_mend import mend_torchvision
+import cacovid.models  # noqa: F401 - before a name of transformers imports torchvision
 from cacovid.policy.decoder_layer import NonCausalLayer
-
-mend_torchvision()
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,

@@ -13,9 +13,7 @@ import torch
 import transformers as hf  # its names load lazily, after torchvision has been mended
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from cacovid.models.torchvision_mend import mend_torchvision
-
-mend_torchvision()
+import cacovid.models  # noqa: F401 - see above
 
 _TEXT = """user assistant system what is the colour shape of object red green blue yellow white circle square
 triangle cross where when how many left right before after frame one two three seconds time video answer letter"""
