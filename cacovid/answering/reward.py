@@ -1,7 +1,7 @@
-"""Rewards: how right a prediction is, by problem type.
+"""Rewards: how right a generated text is, by problem type.
 
-Source: the five problem types of Video-R1 as used by Ma et al. Departure: a prediction without a
-readable answer is told apart from a wrong one (``parsed=False``) instead of silently becoming 0.
+Source: the problem types of Video-R1 as used by Ma et al. The fifth, multiple choice, is answered by the
+likeliest option letter (:mod:`cacovid.answering.scoring`), so that no letter has to be read out of a text.
 """
 
 import re
@@ -14,23 +14,8 @@ from cacovid.errors import BadItem
 from cacovid.records import ProblemType
 
 _TAG = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.IGNORECASE | re.DOTALL)
-_LETTER_ALONE = re.compile(r"\W*([A-Za-z])\W*")
-_LETTER_FIRST = re.compile(r"\W*([A-HJ-Z]|I(?=\W*\n|[.):]))(?![A-Za-z0-9'])")  # not the pronoun
-_NAMED = r"\W*(?i:is\b|are\b|would be\b)?\W*(?i:option\b|choice\b)?[^\w(]*(?:([A-HJ-Z]|I(?!\W+\w))\b|\((\w)\))"
-_LETTER_OF_ANSWER = re.compile(r"\b(?i:answer)\b" + _NAMED)
-_LETTER_OF_OPTION = re.compile(r"\b(?i:option|choice)\b" + _NAMED)
-_LETTER_BRACKETED = re.compile(r"\(([A-Z])\)")
-_LETTER_ANYWHERE = re.compile(r"(?<![A-Za-z0-9'])([B-HJ-Z])(?![A-Za-z0-9'])")
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?![\d])")
 _WORD = re.compile(r"[a-z0-9]", re.IGNORECASE | re.ASCII)  # what rouge_score's tokenizer keeps of a text
-
-
-@dataclass(frozen=True)
-class Reward:
-    """Correctness in [0, 1]; ``parsed`` is False when the prediction held no answer of the asked kind."""
-
-    value: float
-    parsed: bool
 
 
 @dataclass(frozen=True)
@@ -41,14 +26,12 @@ class Number:
     has_decimals: bool
 
 
-def reward(problem_type: ProblemType, prediction: str, answer: str) -> Reward:
-    """How right ``prediction`` is, given the known ``answer``.
+def reward(problem_type: ProblemType, prediction: str, answer: str) -> float:
+    """How right ``prediction`` is, in [0, 1], given the known ``answer``; 0 where no answer can be read from it.
 
-    Raises BadItem when the *answer* is not of its problem type; an unreadable prediction is
-    ``Reward(0, parsed=False)``.
+    Raises BadItem when the *answer* is not of its problem type.
     """
     rules = {
-        "multiple choice": _multiple_choice,
         "numerical": _numerical,
         "OCR": _ocr,
         "free-form": _free_form,
@@ -65,26 +48,6 @@ def final_answer(text: str) -> str:
     return str(tagged[-1] if tagged else text).strip()
 
 
-def option_letter(text: str) -> str | None:
-    """The option letter that ``text`` answers with, e.g. in 'B', '(b)', 'B. red', 'The answer is B'; None if none."""
-    alone = _LETTER_ALONE.fullmatch(text)
-    if alone:
-        return alone.group(1).upper()
-    answers = list(_LETTER_OF_ANSWER.finditer(text))
-    first = _LETTER_FIRST.match(text)
-    article = text.lstrip().startswith("A ")
-    if first and not (answers and article):
-        return first.group(1)
-    if answers:
-        return _letter(answers[-1])
-    other = _LETTER_OF_OPTION.search(text) or _LETTER_BRACKETED.search(text) or _LETTER_ANYWHERE.search(text)
-    return _letter(other) if other else None
-
-
-def _letter(match: re.Match[str]) -> str:
-    return next(group for group in match.groups() if group).upper()
-
-
 def parse_number(text: str) -> Number | None:
     """The last number in ``text`` ('12 + 5 = 17' gives 17), with or without thousands separators; None if none."""
     found = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
@@ -95,30 +58,21 @@ def parse_number(text: str) -> Number | None:
     return Number(value, "." in plain) if isfinite(value) else None
 
 
-def _multiple_choice(prediction: str, answer: str) -> Reward:
-    expected = _LETTER_ALONE.fullmatch(answer)
-    if not expected:
-        raise BadItem(f"the answer {answer!r} of a multiple-choice question is no option letter: give e.g. 'B'")
-    letter = option_letter(prediction)
-    return Reward(float(letter == expected.group(1).upper()), letter is not None)
+def _numerical(prediction: str, answer: str) -> float:
+    expected, found = _expected_number(answer), parse_number(prediction)
+    if found is None or found.has_decimals != expected.has_decimals:
+        return 0.0
+    return float(round(found.value, 2) == round(expected.value, 2))
 
 
-def _numerical(prediction: str, answer: str) -> Reward:
+def _regression(prediction: str, answer: str) -> float:
     expected, found = _expected_number(answer), parse_number(prediction)
     if found is None:
-        return Reward(0.0, False)
-    same = found.has_decimals == expected.has_decimals and round(found.value, 2) == round(expected.value, 2)
-    return Reward(float(same), True)
-
-
-def _regression(prediction: str, answer: str) -> Reward:
-    expected, found = _expected_number(answer), parse_number(prediction)
-    if found is None:
-        return Reward(0.0, False)
+        return 0.0
     if expected.value == 0:
-        return Reward(float(found.value == 0), True)
+        return float(found.value == 0)
     error = abs(found.value - expected.value) / abs(expected.value)
-    return Reward(max(0.0, 1.0 - error), True)
+    return max(0.0, 1.0 - error)
 
 
 def _expected_number(answer: str) -> Number:
@@ -128,23 +82,23 @@ def _expected_number(answer: str) -> Number:
     return expected
 
 
-def _ocr(prediction: str, answer: str) -> Reward:
+def _ocr(prediction: str, answer: str) -> float:
     import jiwer
 
     _expected_text(answer)
     if not prediction:
-        return Reward(0.0, False)
-    return Reward(max(0.0, 1.0 - float(jiwer.wer(answer, prediction))), True)
+        return 0.0
+    return max(0.0, 1.0 - float(jiwer.wer(answer, prediction)))
 
 
-def _free_form(prediction: str, answer: str) -> Reward:
+def _free_form(prediction: str, answer: str) -> float:
     _expected_text(answer)
     if not _WORD.search(answer):
         raise BadItem(f"ROUGE finds no word of letters a-z or digits in the answer {answer!r}: change problem_type")
     if not _WORD.search(prediction):
-        return Reward(0.0, False)
+        return 0.0
     scores = _rouge().score(answer, prediction)
-    return Reward(sum(float(score.fmeasure) for score in scores.values()) / len(scores), True)
+    return sum(float(score.fmeasure) for score in scores.values()) / len(scores)
 
 
 def _expected_text(answer: str) -> None:

@@ -22,8 +22,6 @@ class Scores:
 
     reward: Tensor  # (G,) float32 in [0, 1]
     likelihood: Tensor  # (G,) float32 probability of the right option; 0 where the answer was generated
-    answers: tuple[str, ...]  # (G,) the option letter or the generated text
-    unparsed: int  # answers that could not be read as the problem type asks; their reward is 0
 
 
 def score(video_llm: VideoLLM, encoded: Encoded, item: VideoQuestion, keep: Tensor) -> Scores:
@@ -43,10 +41,8 @@ def score(video_llm: VideoLLM, encoded: Encoded, item: VideoQuestion, keep: Tens
     texts = video_llm.generate(encoded, keep)
     rewards = [reward(item.problem_type, text, item.answer) for text in texts]
     return Scores(
-        reward=torch.tensor([each.value for each in rewards], dtype=torch.float32),
+        reward=torch.tensor(rewards, dtype=torch.float32),
         likelihood=torch.zeros(len(texts)),
-        answers=tuple(texts),
-        unparsed=sum(not each.parsed for each in rewards),
     )
 
 
@@ -62,6 +58,4 @@ def _score_options(video_llm: VideoLLM, encoded: Encoded, item: VideoQuestion, k
     return Scores(
         reward=(chosen == right).float(),
         likelihood=likelihood,
-        answers=tuple(letters[index] for index in chosen.tolist()),
-        unparsed=0,
     )
