@@ -59,19 +59,11 @@ class PolicyInput:
 
     def cpu(self) -> "PolicyInput":
         """The same input with every tensor on the CPU."""
-        return replace(
-            self,
-            features=self.features.cpu(),
-            text=self.text.cpu(),
-            video_columns=self.video_columns.cpu(),
-            text_columns=self.text_columns.cpu(),
-            position_ids=self.position_ids.cpu(),
-        )
+        return replace(self, **{name: each.cpu() for name, each in vars(self).items() if name != "grid"})
 
     def nbytes(self) -> int:
         """Bytes held by the tensors, for bounded buffers."""
-        parts = (self.features, self.text, self.video_columns, self.text_columns, self.position_ids)
-        return sum(part.numel() * part.element_size() for part in parts)
+        return tensor_bytes(self.features, self.text, self.video_columns, self.text_columns, self.position_ids)
 
 
 class Mode(IntEnum):
@@ -120,9 +112,12 @@ class RolloutRecord:
     def nbytes(self) -> int:
         """Bytes held by the tensors, for bounded buffers."""
         drawn = sum(
-            tensor.numel() * tensor.element_size()
+            tensor_bytes(scored.combinations.kept, scored.combinations.frames, scored.reward, scored.likelihood)
             for scored in self.iterations
-            for tensor in (scored.combinations.kept, scored.combinations.frames, scored.reward, scored.likelihood)
         )
-        logits = self.old_token_logits.numel() + self.old_frame_logits.numel()
-        return self.input.nbytes() + drawn + 4 * logits
+        return self.input.nbytes() + drawn + tensor_bytes(self.old_token_logits, self.old_frame_logits)
+
+
+def tensor_bytes(*tensors: Tensor) -> int:
+    """Bytes that ``tensors`` hold."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -15,6 +15,6 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A torch generator seeded by :func:`derive_seed` of ``parts``."""
-    return torch.Generator(device=device).manual_seed(derive_seed(*parts))
+def generator(*parts: int | str) -> torch.Generator:
+    """A generator on the CPU seeded by :func:`derive_seed` of ``parts``."""
+    return torch.Generator().manual_seed(derive_seed(*parts))

@@ -129,7 +129,7 @@ class PolicyEngine:
             self.engine.set_gradient_accumulation_boundary(step == steps - 1)
             self.engine.backward(output.loss * (scale if real else 0.0))
             if real:
-                sums += output.metric_sums()
+                sums += output.metrics
             if step == steps - 1:
                 plain_norm = self._plain_norm()
             self.engine.step()

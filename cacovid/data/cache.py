@@ -103,10 +103,6 @@ class EmbeddingCache:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def nbytes(self) -> int:
-        """Bytes of all entries on disk."""
-        return sum(size for _, size, _ in self._entries()) if self.max_bytes else 0
-
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.arrow"
 

@@ -24,6 +24,7 @@ from cacovid.embedded.train_tower import video_features
 from cacovid.seeding import derive_seed, generator
 
 _REPORT_EVERY = 20
+_CLIPS_AT_ONCE = 32  # through the frozen tower
 _EMBEDDING_STD = 0.12
 _EMBEDDING_PULL = 2.0
 _LETTER_IDS = torch.tensor([VOCABULARY[letter] for letter in LETTERS])
@@ -65,9 +66,9 @@ class FeatureCache:
 
 
 @torch.no_grad()
-def cache_features(model: LlavaOnevisionForConditionalGeneration, corpus: Corpus, chunk: int = 32) -> FeatureCache:
+def cache_features(model: LlavaOnevisionForConditionalGeneration, corpus: Corpus) -> FeatureCache:
     """Run the frozen tower over all clips."""
-    parts = [video_features(model, frames).half() for frames in corpus.frames.split(chunk)]
+    parts = [video_features(model, frames).half() for frames in corpus.frames.split(_CLIPS_AT_ONCE)]
     return FeatureCache(torch.cat(parts), corpus.owners, corpus.objects)
 
 

@@ -20,16 +20,16 @@ CRF = 4
 _KEY_FRAMES = 4  # frames from one key frame to the next
 
 
-def write_mp4(target: Path | BinaryIO, frames: Frames, *, crf: int = CRF, pixel_format: str = "yuv420p") -> None:
+def write_mp4(target: Path | BinaryIO, frames: Frames) -> None:
     """Write frames (T, H, W, 3) uint8 RGB, H and W even, at 4 frames per second."""
     destination = str(target) if isinstance(target, Path) else target
     with av.open(destination, mode="w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FPS)
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = pixel_format
+        stream.pix_fmt = "yuv420p"
         # One thread and no B-frames: the same bytes everywhere and quick to decode.
         stream.options = {
-            "crf": str(crf),
+            "crf": str(CRF),
             "preset": "veryfast",
             "g": str(_KEY_FRAMES),
             "bf": "0",
@@ -40,10 +40,10 @@ def write_mp4(target: Path | BinaryIO, frames: Frames, *, crf: int = CRF, pixel_
         container.mux(stream.encode(None))
 
 
-def round_trip(frames: Frames, *, crf: int = CRF, pixel_format: str = "yuv420p") -> Frames:
+def round_trip(frames: Frames) -> Frames:
     """The frames as a reader of the MP4 file sees them, without touching the disk."""
     buffer = io.BytesIO()
-    write_mp4(buffer, frames, crf=crf, pixel_format=pixel_format)
+    write_mp4(buffer, frames)
     buffer.seek(0)
     with av.open(buffer) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])

@@ -78,11 +78,6 @@ class SelectionMethod(Protocol):
 class ScoringMethod(Protocol):
     """A method that scores tokens; its question-awareness can be measured."""
 
-    @property
-    def name(self) -> str:
-        """The method's row in tables."""
-        ...
-
     def token_scores(self, case: EvaluationCase) -> Tensor:
         """(N,) higher for tokens that are kept longer."""
         ...

@@ -4,7 +4,7 @@ Shape legend: L prompt columns, N video tokens, M pinned rows (newlines and the 
 columns, D width of the language model, P position rows (1, or 4 for M-RoPE: text, time, height, width).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cacovid.errors import UserError
-from cacovid.records import PolicyInput, TokenGrid
+from cacovid.records import PolicyInput, TokenGrid, tensor_bytes
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class VideoFeatures:
 
     def nbytes(self) -> int:
         """Bytes held by the tensors."""
-        return _nbytes(self.tensors().values())
+        return tensor_bytes(*self.tensors().values())
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "VideoFeatures":
         """The same features on ``device`` as ``dtype``."""
@@ -108,11 +108,6 @@ class Encoded:
             grid=self.grid,
         )
 
-    def nbytes(self) -> int:
-        """Bytes held by the tensors."""
-        fixed = (self.input_ids, self.position_ids, self.video_columns, self.text_columns, self.pinned_columns)
-        return _nbytes((*fixed, self.features, self.text_embeds, self.pinned, *self.deepstack))
-
 
 def joint_grid(grids: list[TokenGrid]) -> TokenGrid:
     """The grid of several clips one after the other; no clip gives an empty grid.
@@ -127,7 +122,3 @@ def joint_grid(grids: list[TokenGrid]) -> TokenGrid:
         found = ", ".join(f"{rows}x{columns}" for rows, columns in sorted(sizes))
         raise UserError(f"clips of different frame sizes ({found} tokens) in one prompt: give them one resolution")
     return grids[0]._replace(frames=sum(grid.frames for grid in grids))
-
-
-def _nbytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -44,12 +44,7 @@ class LossOutput:
     """Sums over a batch of records. Divide by the global number of records before the backward pass."""
 
     loss: Tensor  # () sum over the records, uninformative ones add 0
-    metrics: dict[str, float]  # sums over the records
-    count: int  # records in the batch, uninformative ones included
-
-    def metric_sums(self) -> MetricSums:
-        """The metrics in a form that adds up."""
-        return MetricSums(self.metrics, self.count)
+    metrics: MetricSums  # over all records of the batch, uninformative ones included
 
 
 def batch_loss(
@@ -72,4 +67,4 @@ def batch_loss(
     else:
         losses = clipped_losses(output, records, memory, config)
     sums = torch.stack([values.detach().double().sum() for values in losses.values()]).tolist()
-    return LossOutput(losses["loss"].sum(), dict(zip(losses, sums, strict=True)), len(records))
+    return LossOutput(losses["loss"].sum(), MetricSums(dict(zip(losses, sums, strict=True)), len(records)))

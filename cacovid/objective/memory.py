@@ -76,11 +76,6 @@ def flatten(records: Sequence[RolloutRecord], iterations: int) -> Memory:
     )
 
 
-def is_informative(record: RolloutRecord, iterations: int | None = None) -> bool:
-    """Whether the record's first ``iterations`` (None: all) hold any difference in reward to learn from."""
-    return bool(flatten([record], iterations or len(record.iterations)).informative().item())
-
-
 def _rate_groups(parts: Sequence[tuple[int, ScoredCombinations]]) -> Tensor:
     """(number of parts,) int64: equal for inner iterations of one record at one sampling rate."""
     numbers: dict[tuple[int, float], int] = {}

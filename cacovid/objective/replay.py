@@ -1,8 +1,7 @@
 """A replay buffer of handles, bounded in bytes and in items."""
 
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
@@ -11,17 +10,8 @@ from cacovid.errors import UserError
 Value = TypeVar("Value")
 
 
-@dataclass(frozen=True)
-class ReplayEntry(Generic[Value]):
-    """One kept question: its value is held by reference, never copied."""
-
-    id: str
-    nbytes: int
-    value: Value
-
-
 class ReplayBuffer(Generic[Value]):
-    """First in, first out, within both bounds.
+    """First in, first out, within both bounds; values are held by reference, never copied.
 
     Bytes are what the owner says an entry keeps alive (an item's embeddings are 0.15 MB in the embedded
     benchmark but 45 MB at 7B shape), so the bound in bytes is the one that matters at scale.
@@ -31,50 +21,43 @@ class ReplayBuffer(Generic[Value]):
         self.max_items = max_items
         self.max_bytes = max_bytes
         self.nbytes = 0
-        self._entries: OrderedDict[str, ReplayEntry[Value]] = OrderedDict()
+        self._entries: OrderedDict[str, tuple[int, Value]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def ids(self) -> list[str]:
-        """Ids from oldest to newest."""
-        return list(self._entries)
+    def values(self) -> list[Value]:
+        """From oldest to newest."""
+        return [value for _, value in self._entries.values()]
 
-    def add(self, id: str, nbytes: int, value: Value) -> list[ReplayEntry[Value]]:
-        """Append an entry as the newest (replacing one of the same id); returns what had to leave, oldest first.
+    def add(self, id: str, nbytes: int, value: Value) -> None:
+        """Append a value as the newest (replacing one of the same id); the oldest leave until both bounds hold.
 
-        Raises UserError when the entry alone exceeds the bound in bytes.
+        Raises UserError when the value alone exceeds the bound in bytes.
         """
         if nbytes > self.max_bytes:
             raise UserError(
                 f"one question needs {nbytes} bytes in the replay buffer, its bound is {self.max_bytes}: "
                 "raise objective.replay_bytes or set it to 0 for no replay"
             )
-        evicted = [self._remove(id)] if id in self._entries else []
+        if id in self._entries:
+            self._remove(id)
         while self._entries and (len(self) >= self.max_items or self.nbytes + nbytes > self.max_bytes):
-            evicted.append(self._remove(next(iter(self._entries))))
-        self._entries[id] = ReplayEntry(id, nbytes, value)
+            self._remove(next(iter(self._entries)))
+        self._entries[id] = (nbytes, value)
         self.nbytes += nbytes
-        return evicted
 
-    def draw(self, count: int, generator: torch.Generator) -> list[ReplayEntry[Value]]:
-        """Up to ``count`` distinct entries, uniformly; fewer only while the buffer holds fewer."""
-        entries = list(self._entries.values())
-        order = torch.randperm(len(entries), generator=generator)[:count]
-        return [entries[index] for index in order.tolist()]
+    def draw(self, count: int, generator: torch.Generator) -> list[Value]:
+        """Up to ``count`` distinct values, uniformly; fewer only while the buffer holds fewer."""
+        values = self.values()
+        order = torch.randperm(len(values), generator=generator)[:count]
+        return [values[index] for index in order.tolist()]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Entries from oldest to newest as (id, nbytes, value)."""
-        return {"entries": [(entry.id, entry.nbytes, entry.value) for entry in self._entries.values()]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace the contents; the bounds stay this buffer's own and evict as usual."""
+    def clear(self) -> None:
+        """Drop everything."""
         self._entries.clear()
         self.nbytes = 0
-        for id, nbytes, value in state["entries"]:
-            self.add(id, nbytes, value)
 
-    def _remove(self, id: str) -> ReplayEntry[Value]:
-        entry = self._entries.pop(id)
-        self.nbytes -= entry.nbytes
-        return entry
+    def _remove(self, id: str) -> None:
+        nbytes, _ = self._entries.pop(id)
+        self.nbytes -= nbytes

@@ -5,7 +5,7 @@ columns, P position rows (1, or 3 for M-RoPE), D width.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,16 +33,7 @@ class PolicyBatch:
 
     def to(self, device: torch.device | str) -> "PolicyBatch":
         """The same batch on ``device``."""
-        return PolicyBatch(
-            features=self.features.to(device),
-            text=self.text.to(device),
-            text_mask=self.text_mask.to(device),
-            video_columns=self.video_columns.to(device),
-            text_columns=self.text_columns.to(device),
-            position_ids=self.position_ids.to(device),
-            prompt_mask=self.prompt_mask.to(device),
-            grid=self.grid,
-        )
+        return replace(self, **{name: each.to(device) for name, each in vars(self).items() if name != "grid"})
 
     def prompt(self) -> Tensor:
         """(B, L, D) the whole prompt in its own order: text, video tokens, text."""

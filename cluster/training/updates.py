@@ -48,12 +48,12 @@ class Updates:
 
     def snapshot(self) -> ReplaySnapshot:
         """The replay buffer's records without their inputs."""
-        held = (value for _, _, value in self.replay.state_dict()["entries"])
+        held = self.replay.values()
         return ReplaySnapshot.of(ray.get(each) if isinstance(each, ray.ObjectRef) else each for each in held)
 
     def refill(self, records: Iterable[RolloutRecord]) -> None:
         """Put ``records``, oldest first, in place of what the replay buffer holds."""
-        self.replay.load_state_dict({"entries": []})
+        self.replay.clear()
         for record in records:
             self._keep(record, self._hold(record))
 
@@ -72,7 +72,7 @@ class Updates:
 
     def _draw(self, step: int, update: int) -> list[Handle]:
         draw = generator(self.config.run.seed, "replay", step, update)
-        return [entry.value for entry in self.replay.draw(self.config.objective.replay_batch, draw)]
+        return self.replay.draw(self.config.objective.replay_batch, draw)
 
     def _keep(self, record: RolloutRecord, handle: Handle) -> None:
         self.replay.add(f"{record.step}/{record.item_id}", record.nbytes(), handle)

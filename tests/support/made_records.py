@@ -6,7 +6,7 @@ import torch
 
 from cacovid.config import SamplingConfig
 from cacovid.records import Combinations, Mode, PolicyInput, RolloutRecord, ScoredCombinations, TokenGrid
-from cacovid.sampling import sample_combinations
+from cacovid.sampling.ocss import sample_combinations
 from cacovid.seeding import generator
 
 GRID = TokenGrid(frames=4, rows=3, columns=2)

@@ -13,7 +13,7 @@ from cacovid.errors import BadItem
 from cacovid.policy.build import policy_for
 from cacovid.records import Mode, RolloutRecord, VideoQuestion
 from cacovid.rollout import RolloutRequest, roll_out
-from cacovid.sampling import adapt_rate
+from cacovid.sampling.adaptive_rate import adapt_rate
 
 SAMPLING = SamplingConfig(group=8)
 

@@ -9,6 +9,8 @@ from torch.nn.functional import normalize
 
 from cacovid.methods.protocol import Baseline, EvaluationCase
 
+BLOCK = 1024  # rows whose similarities to all others are held at once
+
 
 class DivPrune(Baseline):
     """Max-min diversity of the projected features (Alvar et al. 2025, DivPrune).
@@ -49,15 +51,15 @@ def max_min_diverse(features: Tensor, count: int) -> Tensor:
     return chosen
 
 
-def _farthest_from_neighbour(rows: Tensor, block: int = 1024) -> int:
+def _farthest_from_neighbour(rows: Tensor) -> int:
     """Index of the unit row whose largest cosine to another row is smallest."""
     count = rows.shape[0]
     if count == 1:
         return 0
     closest = torch.empty(count, device=rows.device)
-    for start in range(0, count, block):
-        similarity = rows[start : start + block] @ rows.T
+    for start in range(0, count, BLOCK):
+        similarity = rows[start : start + BLOCK] @ rows.T
         here = torch.arange(similarity.shape[0], device=rows.device)
         similarity[here, here + start] = -torch.inf
-        closest[start : start + block] = similarity.amax(dim=1)
+        closest[start : start + BLOCK] = similarity.amax(dim=1)
     return int(closest.argmin())

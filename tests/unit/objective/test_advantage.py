@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from cacovid.objective import flatten, is_informative
 from cacovid.objective.advantage import standardise
+from cacovid.objective.memory import flatten
 from cacovid.records import Mode, RolloutRecord, ScoredCombinations
 from tests.support.made_records import make_input, make_record, scored
 
@@ -44,13 +44,14 @@ def test_iterations_of_one_rate_share_a_group_and_those_of_another_do_not():
 def test_a_rate_whose_samples_are_all_right_teaches_nothing_beside_one_whose_are_all_wrong():
     modes = [Mode.TOKEN, Mode.TOKEN]
     record = record_of(scored([1, 1], modes, 0.2), scored([0, 0], modes, 0.1))
-    assert not is_informative(record)
+    assert not flatten([record], 2).informative()
 
 
 def test_equal_rewards_give_exactly_zero():
     record = make_record(equal_rewards=True)
-    assert flatten([record], 3).advantage.eq(0).all()
-    assert not is_informative(record)
+    memory = flatten([record], 3)
+    assert memory.advantage.eq(0).all()
+    assert not memory.informative().any()
     tenths = torch.full((6,), 0.1, dtype=torch.float64)  # the mean of six rounds to something else
     assert standardise(tenths, torch.zeros(6, dtype=torch.int64)).eq(0).all()
 
@@ -58,9 +59,8 @@ def test_equal_rewards_give_exactly_zero():
 def test_only_the_memory_of_the_given_iterations_counts():
     modes = [Mode.TOKEN, Mode.TOKEN]
     record = record_of(scored([1, 1], modes), scored([1, 0], modes))
-    assert not is_informative(record, 1)
-    assert is_informative(record, 2)
-    assert is_informative(record)
+    assert not flatten([record], 1).informative()
+    assert flatten([record], 2).informative()
 
 
 def test_records_do_not_mix():

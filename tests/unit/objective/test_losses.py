@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from cacovid.config import ObjectiveConfig
-from cacovid.objective import LossOutput, MetricSums, batch_loss, flatten
+from cacovid.objective.loss import LossOutput, MetricSums, batch_loss
+from cacovid.objective.memory import flatten
 from cacovid.policy.base import PolicyOutput
 from cacovid.records import Mode, RolloutRecord
 from cacovid.seeding import generator
@@ -132,11 +133,11 @@ def test_a_batch_sums_its_records(kind):
         for i, record in enumerate(RECORDS)
     ]
     assert together.loss.item() == pytest.approx(sum(one.loss.item() for one in alone))
-    added = sum((one.metric_sums() for one in alone), MetricSums({}, 0))
-    assert added.count == together.count == 4
-    assert added.means() == pytest.approx(together.metric_sums().means())
-    assert together.metrics["informative"] == 3
-    assert together.metrics["loss"] == pytest.approx(together.loss.item())
+    added = sum((one.metrics for one in alone), MetricSums({}, 0))
+    assert added.count == together.metrics.count == 4
+    assert added.means() == pytest.approx(together.metrics.means())
+    assert together.metrics.sums["informative"] == 3
+    assert together.metrics.sums["loss"] == pytest.approx(together.loss.item())
 
 
 @pytest.mark.parametrize("kind", ["credit", "clipped"])
@@ -156,7 +157,7 @@ def test_uninformative_records_have_no_loss_and_no_gradient(kind):
     result = batch_loss(output, [record], 3, CONFIGS[kind])
     result.loss.backward()
     assert result.loss.item() == 0
-    assert result.count == 1
+    assert result.metrics.count == 1
     assert output.token_logits.grad.eq(0).all()
 
 
@@ -196,7 +197,7 @@ def test_token_only_records_have_no_frame_loss():
         output = logits([record])
         result = batch_loss(output, [record], 3, config)
         result.loss.backward()
-        assert result.metrics["frame_loss"] == 0
+        assert result.metrics.sums["frame_loss"] == 0
         assert output.frame_logits.grad.eq(0).all()
 
 
@@ -204,7 +205,7 @@ def test_combinations_that_keep_everything_teach_nothing_but_do_no_harm():
     record = make_record(9, modes="token", rates=(1.0,))
     for config in CONFIGS.values():
         result = batch_loss(logits([record]), [record], 1, config)
-        assert result.metrics["token_loss"] == 0
+        assert result.metrics.sums["token_loss"] == 0
         assert math.isfinite(result.loss.item())
 
 

@@ -7,12 +7,15 @@ reward is certain when a token of it is retained, else a guess among four. Nothi
 import torch
 
 from cacovid.config import ObjectiveConfig, PolicyConfig, SamplingConfig
-from cacovid.objective import ReplayBuffer, batch_loss, is_informative
+from cacovid.objective.loss import batch_loss
+from cacovid.objective.memory import flatten
+from cacovid.objective.replay import ReplayBuffer
 from cacovid.policy.base import CompressionPolicy
 from cacovid.policy.batch import collate
 from cacovid.policy.build import build_policy
 from cacovid.records import PolicyInput, RolloutRecord, ScoredCombinations, TokenGrid
-from cacovid.sampling import rate_of, sample_combinations, step_tokens
+from cacovid.sampling.ocss import sample_combinations
+from cacovid.sampling.rates import rate_of, step_tokens
 from cacovid.seeding import generator
 
 GRID = TokenGrid(frames=4, rows=4, columns=4)
@@ -67,13 +70,13 @@ def train(policy: CompressionPolicy, world: World, steps: int) -> None:
     replay: ReplayBuffer[RolloutRecord] = ReplayBuffer(3000, 10**9)
     for step in range(steps):
         for record in roll_out(policy, world, step):
-            if is_informative(record):
+            if flatten([record], 1).informative():
                 replay.add(record.item_id, record.input.nbytes(), record)
         for update in range(4):
-            records = [entry.value for entry in replay.draw(48, generator("replay", step, update))]
+            records = replay.draw(48, generator("replay", step, update))
             result = batch_loss(policy(collate([record.input for record in records])), records, 1, objective)
             optimizer.zero_grad()
-            (result.loss / result.count).backward()
+            (result.loss / result.metrics.count).backward()
             torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()
 

@@ -1,6 +1,6 @@
 import pytest
 
-from cacovid.objective import learning_rate_multiplier
+from cacovid.objective.schedule import learning_rate_multiplier
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "flat-linear"])

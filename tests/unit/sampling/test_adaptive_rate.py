@@ -2,7 +2,7 @@ import pytest
 
 from cacovid.config import SamplingConfig
 from cacovid.records import Mode
-from cacovid.sampling import adapt_rate
+from cacovid.sampling.adaptive_rate import adapt_rate
 from tests.support.made_records import scored
 
 CONFIG = SamplingConfig(rate=0.04, rate_min=0.03, rate_max=0.1)

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from cacovid.config import SamplingConfig
 from cacovid.errors import UserError
 from cacovid.records import Combinations, Mode, TokenGrid
-from cacovid.sampling import mode_counts, rate_of, sample_combinations, step_tokens, tokens_at
-from cacovid.sampling.ocss import draw_frames, frames_drawn
+from cacovid.sampling.ocss import draw_frames, frames_drawn, mode_counts, sample_combinations
+from cacovid.sampling.rates import rate_of, step_tokens, tokens_at
 from cacovid.seeding import generator
 from tests.support.chi_square import assert_follows
 from tests.unit.sampling.test_capping import slow_cap
