@@ -63,8 +63,6 @@ def draw_kept_tokens(
     *,
     timestamps: Sequence[float] = (),
     lines: Sequence[str] = (),
-    columns: int | None = None,
-    frame_width: int | None = None,
 ) -> Image.Image:
     """Frames in a grid; dropped tokens dimmed, kept ones in full light with an outline.
 
@@ -76,15 +74,13 @@ def draw_kept_tokens(
         kept: (k,) retained token indices.
         timestamps: (F,) seconds of the frames, for the captions.
         lines: text above the sheet; long lines are wrapped.
-        columns: frames side by side; chosen by their number where None.
-        frame_width: pixels of a drawn frame; chosen by their number where None.
     """
     assert frames.ndim == 4, f"frames have shape {frames.shape}"
     assert len(frames) >= 1
     mask = np.zeros(grid.tokens, dtype=bool)
     mask[kept.cpu().numpy()] = True
     by_step = mask.reshape(grid)
-    layout = _layout(frames.shape[1], frames.shape[2], grid, columns, frame_width)
+    layout = _layout(frames.shape[1], frames.shape[2], grid)
     font, small = _font(15), _font(12)
     wrapped = [part for line in lines for part in _wrap(line, font, layout.inner_width)]
     top = _MARGIN + 22 * len(wrapped) + (8 if wrapped else 0)
@@ -111,11 +107,11 @@ def save_image(image: Image.Image, path: Path) -> None:
         image.save(part, format="PNG")
 
 
-def _layout(height: int, width: int, grid: TokenGrid, columns: int | None, frame_width: int | None) -> _Layout:
+def _layout(height: int, width: int, grid: TokenGrid) -> _Layout:
     """About as many frames side by side as fill a page; each cell of the grid at least 3 pixels."""
     steps = grid.frames
-    across = min(steps, columns or (4 if steps <= 8 and width >= height else 8))
-    wanted = frame_width or max(160, min(384, (1600 - _GAP * (across - 1)) // across, 480 * width // height))
+    across = min(steps, 4 if steps <= 8 and width >= height else 8)
+    wanted = max(160, min(384, (1600 - _GAP * (across - 1)) // across, 480 * width // height))
     wanted = max(wanted, 3 * grid.columns, -(-3 * grid.rows * width // height))
     return _Layout(wanted, max(1, round(wanted * height / width)), across, steps)
 

@@ -18,17 +18,17 @@ class SkippedItems:
     Args:
         path: the JSON lines file, made with the first skipped item; None writes nothing.
         max_share: largest share of skipped among met items, 0 to 1.
-        met: items met before (from a checkpoint).
+
+    Attributes:
+        met: items met so far; a resumed run sets it from its checkpoint.
         skipped: of those, the skipped ones.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str] | None, max_share: float = 1.0, *, met: int = 0, skipped: int = 0
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None, max_share: float = 1.0) -> None:
         self.path = None if path is None else Path(path)
         self.max_share = max_share
-        self.met = met
-        self.skipped = skipped
+        self.met = 0
+        self.skipped = 0
         self.reasons: dict[str, str] = {}  # by item id, of those set aside by this object
         text = self.path.read_text(encoding="utf-8") if self.path is not None and self.path.is_file() else ""
         self._written = _known_ids(text)

@@ -76,12 +76,11 @@ def _by_sign(
 def clipped_losses(
     output: PolicyOutput, records: Sequence[RolloutRecord], memory: Memory, config: ObjectiveConfig
 ) -> dict[str, Tensor]:
-    """Per-record values (B,); ``loss`` carries the gradient. Uninformative records are 0 throughout.
+    """Per-record values (B,); ``loss`` carries the gradient.
 
     loss = token loss + ``frame_weight`` * frame loss + ``uniform_kl`` * mean KL(policy || uniform) of the
     token decisions.
     """
-    active = memory.informative().to(output.token_logits.device)
     old_tokens = torch.stack([record.old_token_logits for record in records])
     old_frames = torch.stack([record.old_frame_logits for record in records])
     token_loss, ratio, outside = _surrogate(output.token_logits, old_tokens, token_coefficients(memory), config)
@@ -89,7 +88,7 @@ def clipped_losses(
     log_probability = torch.log_softmax(output.token_logits, dim=-1)
     entropy = -(log_probability.exp() * log_probability).sum(dim=-1).mean(dim=-1)
     kl = math.log(2) - entropy
-    values = {
+    return {
         "loss": token_loss + config.frame_weight * frame_loss + config.uniform_kl * kl,
         "token_loss": token_loss,
         "frame_loss": frame_loss,
@@ -98,8 +97,6 @@ def clipped_losses(
         "outside_clip": outside,
         "score_std": output.token_scores.std(dim=-1, correction=0),
     }
-    masked = {name: torch.where(active, value, 0.0) for name, value in values.items()}
-    return {**masked, "informative": active.to(kl)}
 
 
 def _surrogate(

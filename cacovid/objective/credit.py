@@ -6,6 +6,7 @@ clutter" is learned; regression onto bounded targets keeps learning (README.md h
 Shape legend: B records, R combinations of all of them, N video tokens, T frames, U units (N or T).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -43,41 +44,37 @@ def leave_one_out(kept_sum: Tensor, kept_count: Tensor, total_sum: Tensor, total
 
 def token_credits(memory: Memory) -> Credits:
     """Credits of tokens from the token and content samples."""
-    use = (~memory.by_frames).double()
-    advantage = memory.advantage * use
-    return leave_one_out(
-        memory.per_token(advantage), memory.per_token(use), memory.per_record(advantage), memory.per_record(use)
-    )
+    return _credits(memory, ~memory.by_frames, memory.per_token)
 
 
 def frame_credits(memory: Memory) -> Credits:
     """Credits of frames from the frame samples; all weights are 0 where there are none."""
-    use = memory.by_frames.double()
+    return _credits(memory, memory.by_frames, memory.per_frame)
+
+
+def _credits(memory: Memory, rows: Tensor, per_unit: Callable[[Tensor], Tensor]) -> Credits:
+    """Credits from the rows in use (R,) bool, whose values ``per_unit`` sums over each unit's rows."""
+    use = rows.double()
     advantage = memory.advantage * use
-    return leave_one_out(
-        memory.per_frame(advantage), memory.per_frame(use), memory.per_record(advantage), memory.per_record(use)
-    )
+    return leave_one_out(per_unit(advantage), per_unit(use), memory.per_record(advantage), memory.per_record(use))
 
 
 def credit_losses(output: PolicyOutput, memory: Memory, config: ObjectiveConfig) -> dict[str, Tensor]:
-    """Per-record values (B,); ``loss`` carries the gradient. Uninformative records are 0 throughout.
+    """Per-record values (B,); ``loss`` carries the gradient.
 
     loss = sum_i w_i (d_i - scale * c_i)^2 / sum_i w_i + decay * mean_i d_i^2, with d = keep - drop, for
     tokens, plus ``frame_weight`` times the first term for frames where frame samples exist.
     """
     scores = output.token_scores
-    active = memory.informative().to(scores.device)
     token_fit = _weighted_fit(scores, token_credits(memory), config.credit_scale)
     frame_fit = _weighted_fit(output.frame_scores, frame_credits(memory), config.credit_scale)
     decay = config.score_decay * scores.square().mean(dim=-1)
-    values = {
+    return {
         "loss": token_fit + config.frame_weight * frame_fit + decay,
         "token_loss": token_fit,
         "frame_loss": frame_fit,
         "score_std": scores.std(dim=-1, correction=0),
     }
-    masked = {name: torch.where(active, value, 0.0) for name, value in values.items()}
-    return {**masked, "informative": active.to(scores)}
 
 
 def _weighted_fit(scores: Tensor, credits: Credits, scale: float) -> Tensor:

@@ -63,8 +63,11 @@ def batch_loss(
     assert len(records) == output.token_logits.shape[0], "one row of logits per record"
     memory = flatten(records, iterations)
     if config.kind == "credit":
-        losses = credit_losses(output, memory, config)
+        values = credit_losses(output, memory, config)
     else:
-        losses = clipped_losses(output, records, memory, config)
+        values = clipped_losses(output, records, memory, config)
+    # Records without any difference in reward count with 0 throughout, their score decay included.
+    active = memory.informative().to(output.token_logits.device)
+    losses = {name: torch.where(active, value, 0.0) for name, value in values.items()} | {"informative": active}
     sums = torch.stack([values.detach().double().sum() for values in losses.values()]).tolist()
     return LossOutput(losses["loss"].sum(), MetricSums(dict(zip(losses, sums, strict=True)), len(records)))

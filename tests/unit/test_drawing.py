@@ -34,29 +34,27 @@ def test_any_grid_and_frame_size_is_drawn(frames: tuple[int, int, int], grid: To
     assert outline.any()
 
 
-def test_the_sheet_has_the_asked_size() -> None:
-    sheet = draw_kept_tokens(white(6, 50, 100), TokenGrid(6, 2, 2), torch.tensor([0]), columns=3, frame_width=200)
-    assert sheet.width == 3 * 200 + 2 * 12 + 2 * 18
-    assert sheet.height == 2 * (100 + 32) + 12 + 2 * 18
+def test_the_sheet_fills_a_page() -> None:
+    sheet = draw_kept_tokens(white(6, 50, 100), TokenGrid(6, 2, 2), torch.tensor([0]))
+    assert sheet.width == 4 * 384 + 3 * 12 + 2 * 18
+    assert sheet.height == 2 * (192 + 32) + 12 + 2 * 18
 
 
 def test_kept_cells_are_bright_and_dropped_cells_dim() -> None:
-    sheet = np.asarray(
-        draw_kept_tokens(white(2, 60, 60), TokenGrid(2, 2, 2), torch.tensor([1, 6]), columns=2, frame_width=200)
-    )
-    first, second = sheet[18:218, 18:218], sheet[18:218, 230:430]
-    assert (first[40:60, 140:160] == 255).all()  # token 1: upper right of frame 0
-    assert (second[140:160, 40:60] == 255).all()  # token 6: lower left of frame 1
-    for dropped in (first[40:60, 40:60], first[140:160, 40:60], second[40:60, 140:160]):
+    sheet = np.asarray(draw_kept_tokens(white(2, 60, 60), TokenGrid(2, 2, 2), torch.tensor([1, 6])))
+    first, second = sheet[18:402, 18:402], sheet[18:402, 414:798]
+    assert (first[80:110, 280:310] == 255).all()  # token 1: upper right of frame 0
+    assert (second[280:310, 80:110] == 255).all()  # token 6: lower left of frame 1
+    for dropped in (first[80:110, 80:110], first[280:310, 80:110], second[80:110, 280:310]):
         assert dropped.max() < 140
 
 
 def test_budget_bars_follow_the_tokens_of_each_frame() -> None:
     kept = torch.tensor([0, 1, 2, 3, 4, 5])  # 4 of frame 0, 2 of frame 1, none of frame 2
-    sheet = np.asarray(draw_kept_tokens(white(3, 60, 60), TokenGrid(3, 2, 2), kept, columns=3, frame_width=200))
-    bar = sheet[18 + 200 + 22 + 4]
-    lengths = [(bar[left : left + 200] == KEPT).all(axis=1).sum() for left in (18, 230, 442)]
-    assert lengths == [200, 100, 0]
+    sheet = np.asarray(draw_kept_tokens(white(3, 60, 60), TokenGrid(3, 2, 2), kept))
+    bar = sheet[18 + 384 + 22 + 4]
+    lengths = [(bar[left : left + 384] == KEPT).all(axis=1).sum() for left in (18, 414, 810)]
+    assert lengths == [384, 192, 0]
 
 
 def test_long_questions_are_wrapped_and_make_room() -> None:

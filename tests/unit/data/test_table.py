@@ -190,7 +190,8 @@ def test_resumed_runs_write_each_skipped_item_once(tmp_path: Path) -> None:
     first = SkippedItems(path)
     first.add("a", "a.mp4", "missing")
     path.write_text(path.read_text() + '{"id": "b", "vid')  # cut short by a kill
-    second = SkippedItems(path, met=first.met, skipped=first.skipped)
+    second = SkippedItems(path)
+    second.met, second.skipped = first.met, first.skipped
     second.add("a", "a.mp4", "missing")
     second.add("b", "b.mp4", "missing")
     lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
