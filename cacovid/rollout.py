@@ -1,5 +1,9 @@
 """One item's rollout: sample combinations from the old policy, let the Video-LLM answer, reward.
 
+    Encoded -> old policy -> logits --+--> sample_combinations -> score -> ScoredCombinations --+
+                                      +<------------- next inner iteration, its rate adapted ---+
+    all inner iterations -> RolloutRecord, for the learner
+
 A rollout is a pure function of (seed, step, item, policy weights): the same on any actor.
 
 Shape legend: G combinations per inner iteration, N video tokens, T frames.

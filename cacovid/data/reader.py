@@ -1,4 +1,7 @@
-"""Reads video questions for a frozen Video-LLM: a video is decoded and run through the tower once."""
+"""Reads video questions for a frozen Video-LLM: a video is decoded and run through the tower once.
+
+VideoQuestion -> the last video's features, else the cache's, else decode and tower -> + prompt -> Encoded
+"""
 
 import time
 from pathlib import Path

@@ -1,4 +1,8 @@
-"""Builds the tiny Video-LLM from nothing: draw clips, train the tower, train the language model, measure."""
+"""Builds the tiny Video-LLM from nothing.
+
+draw clips -> train the tower (kept on disk) -> its features of all clips -> train the language model
+-> finish on new clips -> save -> measure on held-out clips what was saved
+"""
 
 import json
 import time

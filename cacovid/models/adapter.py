@@ -1,5 +1,9 @@
 """One interface to frozen Video-LLMs of every family: encode once, compress and answer many times.
 
+    frames -> watch -> VideoFeatures   once a clip, kept by the embedding cache
+    VideoFeatures + prompt -> encode -> Encoded   once a question
+    Encoded + keep (B, k) -> pack -> first_logits or generate   as often as there are combinations
+
 A family's file supplies what differs: how its tower is run (:meth:`VideoLLM._run_tower`), its position
 ids (:meth:`VideoLLM._positions`) and how rows are injected (:meth:`VideoLLM._injection`). Compression uses
 transformers' own injection point ``mm_encoder_outputs``; no model code is patched or copied.

@@ -1,5 +1,8 @@
 """The learner's entry: a batch of records of one grid in, the sum of their losses and metrics out.
 
+    records -> flatten -> Memory (advantages) --+--> credit or clipped values of each record
+    inputs  -> policy  -> logits ---------------+    -> 0 where nothing can be learned -> LossOutput (sums, count)
+
 Shape legend: B records, N video tokens, T frames.
 """
 

@@ -1,5 +1,9 @@
 """Online combination space sampling (OCSS): G token combinations of equal size for one item.
 
+    token logits -> a score group per frame, tokens inside it ("groups")          -> token samples
+    frame logits -> frames by capped probability, diverse tokens of their union   -> frame samples (mode 'mixed')
+    features     -> the most diverse tokens of each frame ("density_peaks")       -> one content sample (mode 'mixed')
+
 Source: Ma et al., AAAI 2026. Departures: probability caps are applied per frame and reach their fixed
 point (the reference normalises over the whole batch, which voids the frame cap); no loop over
 frames or samples; every draw takes a generator.
