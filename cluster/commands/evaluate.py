@@ -83,11 +83,11 @@ def evaluate(
 
 def _possible_methods(with_policy: bool, items: "Sequence[VideoQuestion]") -> list[str]:
     """Every known method that neither lacks a policy nor evidence."""
-    from cacovid.methods.registry import KNOWN, POLICY, UNTRAINED
+    from cacovid.methods.registry import BASELINES, KNOWN, POLICY, UNTRAINED
 
     impossible = set() if with_policy else {POLICY, UNTRAINED}
     if not all(item.evidence for item in items):
-        impossible.add("oracle")
+        impossible |= {name for name, method in BASELINES.items() if method.needs_evidence}
     return [name for name in KNOWN if name not in impossible]
 
 
@@ -96,7 +96,7 @@ def _reader(policies: "Sequence[CompressionPolicy]", model: str | None, frames: 
     from cacovid.compressor import model_config_for
     from cacovid.data.reader import ItemReader
     from cacovid.models.loading import load_video_llm
-    from cacovid.policy.base import PolicyMetadata
+    from cacovid.policy.files import PolicyMetadata
 
     metadata = [policy.metadata for policy in policies] or [PolicyMetadata(model_path="embedded")]
     if len({(each.num_frames, each.positions, each.instruction) for each in metadata}) > 1:

@@ -1,6 +1,7 @@
 """The plot of an evaluation: accuracy and evidence recall over the share of tokens kept."""
 
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentF
 
 from cacovid.atomic import writing
 from cacovid.evaluation.result import EvaluationResult, Row
-from cacovid.methods.registry import BASELINES, UNTRAINED
+from cacovid.methods.registry import UNTRAINED
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 TRAINED_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
@@ -52,13 +53,6 @@ def plot_accuracy(result: EvaluationResult, path: Path) -> None:
         figure.savefig(part, format="png")
 
 
-def style_of(method: str, trained: int) -> Style:
-    """A baseline's own style, or that of the ``trained``-th trained policy."""
-    if method in BASELINE_STYLES:
-        return BASELINE_STYLES[method]
-    return Style(TRAINED_COLOURS[trained % len(TRAINED_COLOURS)], "o", "-", 2.2)
-
-
 def _accuracy_panel(axes: Any, result: EvaluationResult) -> None:  # noqa: ANN401 - matplotlib has no types here
     full = result.full_accuracy
     axes.axhspan(full - result.full_stderr, full + result.full_stderr, color=GREY, alpha=0.12, linewidth=0)
@@ -94,8 +88,13 @@ def _lines(axes: Any, result: EvaluationResult, height: Callable[[Row], float | 
 
 
 def _styled(result: EvaluationResult) -> list[tuple[str, Style]]:
-    trained = [method for method in result.methods if method not in BASELINES and method != UNTRAINED]
-    return [(method, style_of(method, trained.index(method) if method in trained else 0)) for method in result.methods]
+    """A baseline's own style; trained policies, and baselines without one, take the next colour."""
+    others = [method for method in result.methods if method not in BASELINE_STYLES]
+    colours = dict(zip(others, cycle(TRAINED_COLOURS), strict=False))
+    return [
+        (method, Style(colours[method], "o", "-", 2.2) if method in colours else BASELINE_STYLES[method])
+        for method in result.methods
+    ]
 
 
 def _finish(axes: Any, result: EvaluationResult) -> None:  # noqa: ANN401
