@@ -7,6 +7,7 @@ spaces are dummies and ``sample`` takes the task that the driver hands out.
 import time
 import traceback
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,8 +28,8 @@ from cacovid.evaluation.result import EvaluationResult
 from cacovid.methods.policy_method import PolicyMethod
 from cacovid.policy.base import CompressionPolicy
 from cacovid.policy.build import policy_for
-from cacovid.records import PolicyInput, RolloutRecord, VideoQuestion
-from cacovid.rollout import RolloutRequest, roll_out
+from cacovid.records import Rollout, RolloutInput, RolloutRecord, VideoQuestion
+from cacovid.rollout import RolloutRequest, look_again, roll_out
 
 Space: TypeAlias = gymnasium.Space[Any]
 DUMMY_SPACE: Space = gymnasium.spaces.Discrete(1)
@@ -87,27 +88,39 @@ class RolloutEnvRunner(EnvRunner, Checkpointable):  # type: ignore[misc]
             **outcome,
         )
 
+    def sample_apart(self, task: Task) -> tuple[TaskResult | RolloutInput | None, ...]:
+        """:meth:`sample` as 1 + len(task.items) objects: the result, then its inputs (None behind the last one)."""
+        result = self.sample(task)
+        missing = len(task.items) - len(result.inputs)
+        return (replace(result, inputs=()), *result.inputs, *[None] * missing)
+
     def _run(self, task: Task, reader: ItemReader, policy: CompressionPolicy) -> dict[str, Any]:
         aside: list[SetAside] = []
-        records: list[RolloutRecord] = []
+        rollouts: list[Rollout] = []
+        encoded: list[str] = []
+        inputs: list[RolloutInput] = []
         evaluations: list[EvaluationResult] = []
-        inputs: dict[str, PolicyInput] = {}
-        if not isinstance(task, EncodeTask):
+        if task.weights is not None:
             self._use_weights(task.weights, policy)
         for item in task.items:
             try:
                 match task:
                     case RolloutTask():
-                        records.append(self._roll_out(item, task, reader, policy))
+                        rollout, seen = self._roll_out(item, task, reader, policy).parts()
+                        rollouts.append(rollout)
+                        inputs.append(seen)
                     case EvaluateTask():
                         evaluations.append(self._evaluate(item, task, reader, policy))
                     case EncodeTask():
-                        inputs[item.id] = reader.encode(item).policy_input().cpu()
+                        inputs.append(look_again(reader.encode(item), policy if task.weights else None))
+                        encoded.append(item.id)
             except BadItem as error:
                 aside.append(SetAside(item, str(error)))
         return {
-            "records": tuple(records),
-            "inputs": inputs,
+            "rollouts": tuple(rollouts),
+            "encoded": tuple(encoded),
+            "inputs": tuple(inputs),
+            "input_bytes": tuple(seen.nbytes() for seen in inputs),
             "evaluations": tuple(evaluations),
             "set_aside": tuple(aside),
         }

@@ -28,10 +28,14 @@ class ActorHost(Protocol):
         """Begin to start actor ``number`` (from 1); calls wait until it is there."""
         ...
 
-    def call(self, handle: Any, method: str, done: Done, *arguments: Any) -> None:  # noqa: ANN401
+    def call(self, handle: Any, method: str, done: Done, *arguments: Any, apart: int = 0) -> None:  # noqa: ANN401
         """Call ``method``; ``done`` hears of the end, from any thread. Calls of one actor run in order.
 
         Its error is :class:`ActorLost`, :class:`ActorUnreachable` or what the method raised.
+
+        Args:
+            apart: Of the method's 1 + ``apart`` values the last ones stay where they are made: ``done`` then
+                takes the first value and the tuple of references to the others.
         """
         ...
 
@@ -70,8 +74,10 @@ class RayHost:
         place = "DEFAULT" if group is None else PlacementGroupSchedulingStrategy(group, number)
         return self._class.options(scheduling_strategy=place).remote(config=self._config, worker_index=number)
 
-    def call(self, handle: ray.actor.ActorHandle, method: str, done: Done, *arguments: Any) -> None:  # noqa: ANN401
+    def call(self, handle: ray.actor.ActorHandle, method: str, done: Done, *arguments: Any, apart: int = 0) -> None:  # noqa: ANN401
         """See :class:`ActorHost`."""
+        returned = getattr(handle, method).options(num_returns=1 + apart).remote(*arguments)
+        first, references = (returned[0], tuple(returned[1:])) if apart else (returned, ())
 
         def hear(future: Future[Any]) -> None:
             error = future.exception()
@@ -82,9 +88,9 @@ class RayHost:
             elif error is not None:
                 done(None, error if isinstance(error, Exception) else RuntimeError(str(error)))
             else:
-                done(future.result(), None)
+                done((future.result(), references) if apart else future.result(), None)
 
-        getattr(handle, method).remote(*arguments).future().add_done_callback(hear)
+        first.future().add_done_callback(hear)
 
     def end(self, handle: ray.actor.ActorHandle) -> None:
         """See :class:`ActorHost`."""

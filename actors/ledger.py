@@ -67,13 +67,15 @@ class TaskLedger:
         self._tickets: dict[int, _Ticket] = {}
         self._numbers = count()
 
-    def submit(self, tasks: Sequence[Task]) -> list[int]:
-        """Queue tasks; returns a ticket for each."""
-        tickets = [next(self._numbers) for _ in tasks]
-        for ticket, task in zip(tickets, tasks, strict=True):
-            self._tickets[ticket] = _Ticket()
-            self.queue.append(Job(ticket, 0, task))
-        return tickets
+    def submit(self, tasks: Sequence[Task], *, first: bool = False) -> list[int]:
+        """Queue tasks, before all others with ``first``; returns a ticket for each."""
+        jobs = [Job(next(self._numbers), 0, task) for task in tasks]
+        self._tickets |= {job.ticket: _Ticket() for job in jobs}
+        if first:
+            self.queue.extendleft(reversed(jobs))
+        else:
+            self.queue.extend(jobs)
+        return [job.ticket for job in jobs]
 
     def is_done(self, tickets: Sequence[int]) -> bool:
         """Whether every one of these tasks has its whole result."""

@@ -20,7 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -116,10 +116,14 @@ class RolloutPool:
         with self._changed:
             return [actor.handle for actor in self._actors if actor.ready]
 
-    def submit(self, tasks: Sequence[Task]) -> list[int]:
-        """Queue tasks, give out as many as the actors take, and return a ticket for each."""
+    def submit(self, tasks: Sequence[Task], *, first: bool = False) -> list[int]:
+        """Queue tasks, give out as many as the actors take, and return a ticket for each.
+
+        Args:
+            first: Before those that wait already: somebody waits for these.
+        """
         with self._changed:
-            tickets = self._ledger.submit(tasks)
+            tickets = self._ledger.submit(tasks, first=first)
             self._hand_out()
             return tickets
 
@@ -228,7 +232,10 @@ class RolloutPool:
             self._answers.put(_Answer(actor, handle, job, take, value, error))
 
         assert self._host is not None
-        self._host.call(handle, method, done, *([job.task] if job else []))
+        if job is None:
+            self._host.call(handle, method, done)
+        else:
+            self._host.call(handle, method, done, job.task, apart=len(job.task.items))
 
     # Actors --------------------------------------------------------------------------------------
 
@@ -324,10 +331,11 @@ class RolloutPool:
         if not actor.jobs:
             actor.busy_since = time.monotonic()
         actor.jobs.append(job)
-        self._call(actor, "sample", partial(self._accept, job), job)
+        self._call(actor, "sample_apart", partial(self._accept, job), job)
 
-    def _accept(self, job: Job, actor: _Actor, result: TaskResult) -> None:
-        self._settle(job, result)
+    def _accept(self, job: Job, actor: _Actor, returned: tuple[TaskResult, tuple[Any, ...]]) -> None:
+        result, references = returned
+        self._settle(job, replace(result, inputs=references[: len(result.input_bytes)]))
 
     def _settle(self, job: Job, result: TaskResult) -> None:
         if result.error is None:

@@ -9,7 +9,7 @@ import ray
 from torch import Tensor
 
 from cacovid.evaluation.result import EvaluationResult
-from cacovid.records import PolicyInput, RolloutRecord, VideoQuestion
+from cacovid.records import Rollout, RolloutInput, VideoQuestion
 
 Weights: TypeAlias = dict[str, Tensor]
 
@@ -49,9 +49,10 @@ class RolloutTask:
 
 @dataclass(frozen=True)
 class EncodeTask:
-    """Items whose policy input alone is wanted, to refill the replay buffer after a restore."""
+    """Items whose inputs alone are wanted: those of replayed rollouts after a restore, or lost with their node."""
 
     items: tuple[VideoQuestion, ...]
+    weights: PublishedWeights | None = None  # that drew the rollouts, where the objective needs their logits
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,16 @@ class SetAside:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task's outcome. ``error`` says that the task itself failed and may be tried elsewhere."""
+    """One task's outcome. ``error`` says that the task itself failed and may be tried elsewhere.
 
-    records: tuple[RolloutRecord, ...] = ()  # of a RolloutTask
-    inputs: dict[str, PolicyInput] = field(default_factory=dict)  # by item id, of an EncodeTask
+    A remote actor returns the inputs beside the result, one object each: the driver passes their references
+    on and never fetches them.
+    """
+
+    rollouts: tuple[Rollout, ...] = ()  # of a RolloutTask
+    encoded: tuple[str, ...] = ()  # item ids of an EncodeTask
+    inputs: tuple[RolloutInput | ray.ObjectRef, ...] = ()  # one for each of the rollouts or encoded items
+    input_bytes: tuple[int, ...] = ()  # of each input
     evaluations: tuple[EvaluationResult, ...] = ()  # one an item, of an EvaluateTask
     set_aside: tuple[SetAside, ...] = ()
     error: str | None = None
@@ -95,8 +102,10 @@ class TaskResult:
     def joined(cls, parts: "Sequence[TaskResult]") -> "TaskResult":
         """The outcome of a task whose items were worked on apart, in their order."""
         return cls(
-            records=tuple(record for part in parts for record in part.records),
-            inputs={id: value for part in parts for id, value in part.inputs.items()},
+            rollouts=tuple(rollout for part in parts for rollout in part.rollouts),
+            encoded=tuple(id for part in parts for id in part.encoded),
+            inputs=tuple(value for part in parts for value in part.inputs),
+            input_bytes=tuple(size for part in parts for size in part.input_bytes),
             evaluations=tuple(each for part in parts for each in part.evaluations),
             set_aside=tuple(each for part in parts for each in part.set_aside),
             seconds=sum(part.seconds for part in parts),

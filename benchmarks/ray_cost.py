@@ -26,7 +26,7 @@ from cacovid.objective.loss import batch_loss
 from cacovid.policy.base import CompressionPolicy
 from cacovid.policy.batch import collate
 from cacovid.policy.build import policy_for
-from cacovid.records import RolloutRecord
+from cacovid.records import HeldRecord, RolloutRecord
 from cacovid.rollout import RolloutRequest, roll_out
 from cluster.ray_cluster import connected
 from cluster.training.cpo import CPO, CPOConfig
@@ -137,7 +137,7 @@ def _learner(console: Console, algorithm: CPO, config: TrainConfig) -> None:
     records = [record for step in range(3) for record in plain.roll_out(algorithm, step)]
     records = records[: config.objective.replay_batch]
     optimizer = torch.optim.AdamW(plain.policy.parameters(), lr=config.optimizer.lr)
-    handles = [ray.put(record) for record in records]
+    handles = [HeldRecord.of(record, ray.put) for record in records]
 
     def through_group() -> None:
         algorithm.learner_group.update(training_data=RecordData(records=list(handles)))

@@ -4,6 +4,7 @@ Shape legend: G combinations of one inner iteration, k retained tokens, N video 
 (temporal steps), Lt text tokens, L prompt columns, D width of the language model.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Literal, NamedTuple
@@ -94,8 +95,38 @@ class ScoredCombinations:
 
 
 @dataclass(frozen=True)
+class RolloutInput:
+    """What the policy read of one item, and what it made of it: megabytes, which travel by reference."""
+
+    input: PolicyInput
+    old_token_logits: Tensor  # (N, 2) float32; (0, 2) where no objective needs them
+    old_frame_logits: Tensor  # (T, 2) float32; (0, 2) likewise
+
+    def nbytes(self) -> int:
+        """Bytes held by the tensors, for bounded buffers."""
+        return self.input.nbytes() + tensor_bytes(self.old_token_logits, self.old_frame_logits)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What was drawn for one item and what it earned: kilobytes, which travel by value."""
+
+    item_id: str
+    step: int  # training step that it belongs to
+    policy_version: int  # weights that drew it; step - policy_version is its staleness
+    iterations: tuple[ScoredCombinations, ...]
+
+    def nbytes(self) -> int:
+        """Bytes held by the tensors, for bounded buffers."""
+        return sum(
+            tensor_bytes(scored.combinations.kept, scored.combinations.frames, scored.reward, scored.likelihood)
+            for scored in self.iterations
+        )
+
+
+@dataclass(frozen=True)
 class RolloutRecord:
-    """Everything the learner needs of one item: the one record that crosses actor -> learner.
+    """Everything the learner needs of one item; it crosses from actor to learner in two parts.
 
     The policy's logits were taken at ``policy_version`` (number of finished training steps) and all
     inner iterations were drawn from them, so the record does not depend on updates made meanwhile.
@@ -109,13 +140,38 @@ class RolloutRecord:
     old_frame_logits: Tensor  # (T, 2) float32
     iterations: tuple[ScoredCombinations, ...]
 
+    @classmethod
+    def of(cls, rollout: Rollout, seen: RolloutInput) -> "RolloutRecord":
+        """Both parts together."""
+        return cls(**{**vars(rollout), **vars(seen)})
+
+    def parts(self) -> tuple[Rollout, RolloutInput]:
+        """The part that travels by value, and the one that travels by reference."""
+        return (
+            Rollout(self.item_id, self.step, self.policy_version, self.iterations),
+            RolloutInput(self.input, self.old_token_logits, self.old_frame_logits),
+        )
+
     def nbytes(self) -> int:
         """Bytes held by the tensors, for bounded buffers."""
-        drawn = sum(
-            tensor_bytes(scored.combinations.kept, scored.combinations.frames, scored.reward, scored.likelihood)
-            for scored in self.iterations
-        )
-        return self.input.nbytes() + drawn + tensor_bytes(self.old_token_logits, self.old_frame_logits)
+        return sum(part.nbytes() for part in self.parts())
+
+
+@dataclass(eq=False)
+class HeldRecord:
+    """A record whose parts are held by value or by whatever reference their owner uses."""
+
+    item_id: str
+    policy_version: int
+    rollout: object  # a Rollout or a reference to one
+    seen: object | None  # a RolloutInput or a reference to one; None: it must be encoded again
+    nbytes: int  # of the whole record
+
+    @classmethod
+    def of(cls, record: RolloutRecord, hold: Callable[[object], object] = lambda part: part) -> "HeldRecord":
+        """``record`` as ``hold`` keeps its parts."""
+        rollout, seen = map(hold, record.parts())
+        return cls(record.item_id, record.policy_version, rollout, seen, record.nbytes())
 
 
 def tensor_bytes(*tensors: Tensor) -> int:

@@ -18,7 +18,7 @@ from cacovid.config import SamplingConfig
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.encoded import Encoded
 from cacovid.policy.base import CompressionPolicy
-from cacovid.records import RolloutRecord, ScoredCombinations, VideoQuestion
+from cacovid.records import RolloutInput, RolloutRecord, ScoredCombinations, VideoQuestion
 from cacovid.sampling.adaptive_rate import adapt_rate
 from cacovid.sampling.ocss import sample_combinations
 from cacovid.sampling.rates import rate_of
@@ -79,3 +79,17 @@ def roll_out(
         old_frame_logits=frame_logits.cpu(),
         iterations=tuple(iterations),
     )
+
+
+@torch.inference_mode()
+def look_again(encoded: Encoded, policy: CompressionPolicy | None) -> RolloutInput:
+    """The input of an item that was rolled out before, when the first one is gone.
+
+    Args:
+        policy: The one that drew the rollout; None leaves its logits out.
+    """
+    inputs = encoded.policy_input()
+    if policy is None:
+        return RolloutInput(inputs.cpu(), torch.empty(0, 2), torch.empty(0, 2))
+    output = policy.logits([inputs])
+    return RolloutInput(inputs.cpu(), output.token_logits[0].float().cpu(), output.frame_logits[0].float().cpu())

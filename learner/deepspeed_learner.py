@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from cacovid.config import TrainConfig
 from cacovid.errors import UserError
 from cacovid.policy.base import CompressionPolicy
+from cacovid.records import HeldRecord, RolloutRecord
 from learner.engine import Placement, PolicyEngine
 from learner.record_cache import RecordCache
 from learner.training_data import RecordData
@@ -60,6 +61,7 @@ class DeepSpeedLearner(TorchLearner):  # type: ignore[misc]
         )
         self._newest_weights = self.policy_engine.weights()
         self._record_cache = RecordCache(cfg.learners.record_cache_bytes)
+        self._fetched: list[RolloutRecord] = []
 
     def _make_module(self) -> MultiRLModule:
         module = super()._make_module()
@@ -76,11 +78,22 @@ class DeepSpeedLearner(TorchLearner):  # type: ignore[misc]
         """Not used: :meth:`update` computes the loss per ragged micro-batch."""
         raise RuntimeError("DeepSpeedLearner.update computes the loss itself")
 
+    def fetch(self, records: Sequence[HeldRecord]) -> list[int]:
+        """Get the records of the next :meth:`update` here; returns the places of those whose input is lost."""
+        fetched = self._record_cache.fetch(records)
+        self._fetched = [record for record in fetched if record is not None]
+        return [place for place, record in enumerate(fetched) if record is None]
+
     def update(self, training_data: RecordData, **kwargs: Any) -> dict[str, float]:  # noqa: ANN401
-        """One optimiser step; every learner is called with its shard. Returns metrics over all records."""
-        training_data.validate()
+        """One optimiser step on the records fetched; every learner is called with its shard.
+
+        Returns:
+            Metrics over all learners' records.
+        """
+        records, self._fetched = self._fetched, []
+        assert len(records) == len(training_data.records), "fetch() comes first"
         return self.policy_engine.update(
-            self._record_cache.resolve(training_data.records),
+            records,
             training_data.iterations,
             training_data.update_index,
             training_data.global_count or len(training_data.records),

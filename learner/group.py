@@ -32,6 +32,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cacovid.config import TrainConfig
 from cacovid.errors import UserError
+from cacovid.records import HeldRecord
 from learner.deepspeed_learner import DeepSpeedLearner, PolicyFiles
 from learner.training_data import RecordData
 
@@ -62,6 +63,14 @@ class LearnerHangs(ray.exceptions.RayActorError):  # type: ignore[misc]
 
     def __init__(self, message: str) -> None:
         super().__init__(error_msg=message)
+
+
+class InputsLost(Exception):
+    """Records whose inputs went with the node that held them."""
+
+    def __init__(self, records: Sequence[HeldRecord]) -> None:
+        super().__init__(f"the inputs of {len(records)} records are lost")
+        self.records = records
 
 
 class _LearnerActor(DeepSpeedLearner):
@@ -193,10 +202,19 @@ class DeepSpeedLearnerGroup(LearnerGroup):  # type: ignore[misc]
             raise
 
     def update(self, *, training_data: RecordData, **kwargs: Any) -> list[dict[str, float]]:  # noqa: ANN401
-        """One optimiser step over all learners; every entry of the list holds the same metrics."""
+        """One optimiser step over all learners; every entry of the list holds the same metrics.
+
+        Raises:
+            InputsLost: Inputs are gone with their node; no learner has taken a step.
+        """
         training_data.validate()
-        shards = training_data.shard(len(self))
-        return self._call("update", [(shard,) for shard, _ in shards])
+        shards = [shard for shard, _ in training_data.shard(len(self))]
+        # Before the step, whose collective calls would leave the others waiting for a learner without its records.
+        places = self._call("fetch", [(shard.records,) for shard in shards])
+        lost = [shard.records[place] for shard, its in zip(shards, places, strict=True) for place in its]
+        if lost:
+            raise InputsLost(lost)
+        return self._call("update", [(shard,) for shard in shards])
 
     def publish(self) -> dict[str, torch.Tensor]:
         """The newest weights, gathered by all learners."""

@@ -3,21 +3,20 @@
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-import ray
 from ray.rllib.core.learner.training_data import TrainingData
 
-from cacovid.records import RolloutRecord
+from cacovid.records import HeldRecord
 
 
 @dataclass
 class RecordData(TrainingData):  # type: ignore[misc]
-    """One optimiser step's records, by value or by object-store reference.
+    """One optimiser step's records, whose parts are values or object-store references.
 
     Every learner gets the global count, so that the loss is the mean over all learners' records. A
     learner without a record of its own gets a spare one of weight 0: ragged batches never deadlock.
     """
 
-    records: list[RolloutRecord | ray.ObjectRef] = field(default_factory=list)
+    records: list[HeldRecord] = field(default_factory=list)
     iterations: int = 1  # inner iterations of each record's memory that enter the loss
     update_index: int = 0  # optimiser step of the run, for the schedule
     global_count: int = 0  # records over all learners; 0 until sharded
@@ -37,7 +36,7 @@ class RecordData(TrainingData):  # type: ignore[misc]
         """Deal the records out round robin."""
         return [(self._part(self.records[rank::num_shards]), {}) for rank in range(num_shards)]
 
-    def _part(self, records: list[RolloutRecord | ray.ObjectRef]) -> Self:
+    def _part(self, records: list[HeldRecord]) -> Self:
         return type(self)(
             records=records or self.records[:1],
             iterations=self.iterations,

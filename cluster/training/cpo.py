@@ -225,7 +225,7 @@ class CPO(Algorithm):  # type: ignore[misc]
         self.pool.start()
         self.order = ItemOrder(items, cfg.run.items_per_step, cfg.run.seed)
         self.schedule = RolloutSchedule(self.pool, self.order, cfg)
-        self.updates = Updates(cfg)
+        self.updates = Updates(cfg, self._encode_again)
         self.finished_steps = 0
         self.schedule.publish(0, self.learner_group.publish())
 
@@ -253,7 +253,7 @@ class CPO(Algorithm):  # type: ignore[misc]
         self.learner_group = self.config.build_learner_group(rl_module_spec=spec)
         self.finished_steps = self._iteration = 0
         self.schedule.restore(0, {}, {0: self.learner_group.publish()})
-        self.updates.refill([])
+        self.updates.refill(ReplaySnapshot(()))
         self.skipped.met = self.skipped.skipped = 0
 
     def cleanup(self) -> None:
@@ -273,14 +273,14 @@ class CPO(Algorithm):  # type: ignore[misc]
         step = self.finished_steps
         results = self.schedule.collect(step)
         collected = time.perf_counter()
-        records = [record for result in results for record in result.records]
+        rollouts = [rollout for result in results for rollout in result.rollouts]
         self._set_aside(results, self.skipped)
-        if not records:
+        if not rollouts:
             raise UserError(
                 f"no item of training step {step} could be used, see {self.skipped.path}: "
                 "mend the items or raise run.items_per_step"
             )
-        losses = self.updates.learn(self.learner_group, step, records)
+        losses = self.updates.learn(self.learner_group, step, results)
         self._show_actors()
         self.finished_steps = step + 1
         self.schedule.publish(step + 1, self.learner_group.publish())
@@ -290,7 +290,7 @@ class CPO(Algorithm):  # type: ignore[misc]
             StepMetrics(
                 step=step,
                 epoch=self.order.epoch_of(step + 1),
-                policy_version=records[0].policy_version,
+                policy_version=rollouts[0].policy_version,
                 wait_seconds=collected - started,
                 learn_seconds=time.perf_counter() - collected,
                 lost_actors=self.pool.lost_actors,
@@ -305,7 +305,7 @@ class CPO(Algorithm):  # type: ignore[misc]
 
     def _set_aside(self, results: Sequence[TaskResult], skipped: SkippedItems) -> None:
         for result in results:
-            skipped.use(len(result.records) + len(result.evaluations))
+            skipped.use(len(result.rollouts) + len(result.evaluations))
             for aside in result.set_aside:
                 skipped.add(aside.item.id, aside.item.video, aside.reason)
 
@@ -385,14 +385,18 @@ class CPO(Algorithm):  # type: ignore[misc]
         unknown = [id for id in snapshot.item_ids() if id not in self.order.by_id]
         if unknown:
             raise UserError(f"question {unknown[0]!r} of the checkpoint is not in {self.train_cfg.data.train!r}")
-        items = [self.order.by_id[id] for id in snapshot.item_ids()]
-        tasks = [EncodeTask(part) for part in parts(items, self.train_cfg.actors.items_per_task)]
-        results = self.pool.collect(self.pool.submit(tasks))
+        self.updates.refill(snapshot)
+
+    def _encode_again(self, ids: Sequence[str], version: int | None) -> dict[str, object]:
+        """Inputs of items that were rolled out before, with the logits of the policy's ``version`` if there is one."""
+        weights = None if version is None else self.schedule.published(version)
+        items = [self.order.by_id[id] for id in ids]
+        tasks = [EncodeTask(part, weights) for part in parts(items, self.train_cfg.actors.items_per_task)]
+        results = self.pool.collect(self.pool.submit(tasks, first=True))
         lost = [aside for result in results for aside in result.set_aside]
         if lost:
             raise UserError(f"item {lost[0].item.id!r} of the replay buffer can no longer be read: {lost[0].reason}")
-        inputs = {id: value for result in results for id, value in result.inputs.items()}
-        self.updates.refill(snapshot.refill(inputs))
+        return {id: seen for result in results for id, seen in zip(result.encoded, result.inputs, strict=True)}
 
     def save_to_path(self, path: str | Path | None = None, **kwargs: Any) -> str:  # noqa: ANN401
         """RLlib's checkpoint, with the Video-LLM's fingerprint beside it."""

@@ -33,6 +33,10 @@ class RolloutSchedule:
         """The weights published last."""
         return self._published[self._newest]
 
+    def published(self, version: int) -> PublishedWeights:
+        """The weights of ``version``, which a step that is out or was collected last has used."""
+        return self._published[version]
+
     def publish(self, version: int, weights: Weights) -> None:
         """Make weights available by one reference; drop versions that no step needs any more."""
         self._newest = version

@@ -8,7 +8,7 @@ import torch
 from actors.task import TaskResult
 from cacovid.errors import UserError
 from cacovid.evaluation.result import EvaluationResult
-from cacovid.records import Mode, RolloutRecord
+from cacovid.records import Mode, Rollout
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,18 @@ def rollout_metrics(
     results: Sequence[TaskResult], losses: Sequence[dict[str, float]], known: StepMetrics
 ) -> dict[str, float]:
     """One flat row: rewards over all combinations, the updates' mean losses, throughput inputs."""
-    records = [record for result in results for record in result.records]
-    rewards = torch.cat([scored.reward for record in records for scored in record.iterations])
+    rollouts = [rollout for result in results for rollout in result.rollouts]
+    rewards = torch.cat([scored.reward for rollout in rollouts for scored in rollout.iterations])
     row = {
         **{name: float(value) for name, value in asdict(known).items()},
         "reward": float(rewards.mean()),
-        "top_k_reward": sum(_top_k_reward(record) for record in records) / len(records),
-        "likelihood": float(torch.cat([s.likelihood for r in records for s in r.iterations]).mean()),
-        "rewards_differ": sum(_rewards_differ(record) for record in records) / len(records),
-        "rate": sum(scored.combinations.rate for record in records for scored in record.iterations)
-        / sum(len(record.iterations) for record in records),
+        "top_k_reward": sum(_top_k_reward(rollout) for rollout in rollouts) / len(rollouts),
+        "likelihood": float(torch.cat([s.likelihood for r in rollouts for s in r.iterations]).mean()),
+        "rewards_differ": sum(_rewards_differ(rollout) for rollout in rollouts) / len(rollouts),
+        "rate": sum(scored.combinations.rate for rollout in rollouts for scored in rollout.iterations)
+        / sum(len(rollout.iterations) for rollout in rollouts),
         "combinations": float(rewards.numel()),
-        "questions": float(len(records)),
+        "questions": float(len(rollouts)),
         "staleness": float(known.step - known.policy_version),
         "actor_seconds": sum(result.seconds for result in results),
         "encode_seconds": sum(result.encode_seconds for result in results),
@@ -77,17 +77,17 @@ def evaluation_metrics(evaluations: Sequence[EvaluationResult]) -> dict[str, flo
     return {**means, "questions": float(len(evaluations))}
 
 
-def _top_k_reward(record: RolloutRecord) -> float:
+def _top_k_reward(rollout: Rollout) -> float:
     """Reward of the policy's plain top k, the first token sample: what the policy earns without exploring."""
-    first = record.iterations[0]
+    first = rollout.iterations[0]
     token_samples = first.combinations.modes == Mode.TOKEN
     return float(first.reward[token_samples][0])
 
 
-def _rewards_differ(record: RolloutRecord) -> bool:
+def _rewards_differ(rollout: Rollout) -> bool:
     """Whether the item's rewards differ at all: without spread there is nothing to learn.
 
     ``informative`` among the losses is the same of the updates' records, most of them replayed.
     """
-    rewards = torch.cat([scored.reward for scored in record.iterations])
+    rewards = torch.cat([scored.reward for scored in rollout.iterations])
     return bool(rewards.min() != rewards.max())

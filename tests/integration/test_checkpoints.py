@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 from cacovid.config import TrainConfig
@@ -26,7 +27,8 @@ def build(small_run: TrainConfig, folder: Path, **overrides: object) -> CPO:
 def old_logits(algorithm: CPO) -> torch.Tensor:
     """What the policy said of the next step's items when they were rolled out."""
     results = algorithm.schedule.collect(algorithm.finished_steps)
-    return torch.cat([record.old_token_logits for result in results for record in result.records])
+    seen = [ray.get(each) if isinstance(each, ray.ObjectRef) else each for result in results for each in result.inputs]
+    return torch.cat([each.old_token_logits for each in seen])
 
 
 def test_live_restore_brings_the_other_runs_weights(small_run: TrainConfig, cluster: None, tmp_path: Path) -> None:

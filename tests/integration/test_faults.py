@@ -13,6 +13,7 @@ from cacovid.config import TrainConfig
 from cacovid.config_files import with_overrides
 from cacovid.errors import UserError
 from cacovid.policy.build import build_policy
+from cacovid.records import HeldRecord
 from cluster.ray_cluster import check_resources
 from cluster.training.cpo import CPO, CPOConfig
 from cluster.training.initial_policy import initial_policy_files, read_policy_files
@@ -93,7 +94,7 @@ def test_death_of_a_learner_is_told_from_its_peers_broken_call(cluster: None, tm
     group.foreach_learner(break_down)
     try:
         with pytest.raises(ray.exceptions.RayActorError):
-            group.update(training_data=RecordData(records=[make_record(seed) for seed in range(2)]))
+            group.update(training_data=RecordData(records=[HeldRecord.of(make_record(seed)) for seed in range(2)]))
     finally:
         group.shutdown()
 

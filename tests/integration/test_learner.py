@@ -11,7 +11,7 @@ from cacovid.config import TrainConfig
 from cacovid.config_files import with_overrides
 from cacovid.errors import UserError
 from cacovid.policy.build import build_policy
-from cacovid.records import RolloutRecord
+from cacovid.records import HeldRecord, RolloutRecord
 from cluster.training.cpo import CPOConfig
 from learner.deepspeed_learner import PolicyFiles
 from learner.engine import PolicyEngine
@@ -46,10 +46,11 @@ def start(policy_files: PolicyFiles, learners: int, zero_stage: int, **more: obj
 def losses(group: DeepSpeedLearnerGroup, records: list[RolloutRecord], first: int = 0, count: int = 3) -> list[float]:
     """Updates on 5, 1 and 5 records: one learner of two has none in the middle."""
     batches = [records if update % 2 == 0 else records[:1] for update in range(first, first + count)]
-    return [
-        group.update(training_data=RecordData(records=list(batch), update_index=first + index))[0]["loss"]
-        for index, batch in enumerate(batches)
-    ]
+    found = []
+    for index, batch in enumerate(batches, start=first):
+        data = RecordData(records=[HeldRecord.of(record) for record in batch], update_index=index)
+        found.append(group.update(training_data=data)[0]["loss"])
+    return found
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
@@ -156,6 +157,6 @@ def test_update_without_records_is_an_error() -> None:
 
 
 def test_shards_cover_all_records_and_none_is_empty(records: list[RolloutRecord]) -> None:
-    shards = [shard for shard, _ in RecordData(records=list(records[:2])).shard(3)]
+    shards = [shard for shard, _ in RecordData(records=[HeldRecord.of(record) for record in records[:2]]).shard(3)]
     assert [shard.spare for shard in shards] == [False, False, True]
     assert all(shard.records and shard.global_count == 2 for shard in shards)

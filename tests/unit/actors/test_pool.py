@@ -66,13 +66,13 @@ class ScriptedHost:
                 self.calls[handle] = deque()
             return handle
 
-    def call(self, handle: str, method: str, done: Done, *arguments: object) -> None:
+    def call(self, handle: str, method: str, done: Done, *arguments: object, apart: int = 0) -> None:
         with self.lock:
             if handle in self.dead:
                 done(None, ActorLost("it was dead"))
             elif handle in self.calls:
                 self.calls[handle].append((method, done, arguments))
-                self.longest = max(self.longest, sum(name == "sample" for name, _, _ in self.calls[handle]))
+                self.longest = max(self.longest, sum(name == "sample_apart" for name, _, _ in self.calls[handle]))
 
     def end(self, handle: str) -> None:
         self._lose(handle, "it was killed")
@@ -123,6 +123,9 @@ class ScriptedHost:
             self.load_failures -= 1
             return "Traceback ...\nRuntimeError: out of memory"
         return None
+
+    def _sample_apart(self, handle: str, task: RolloutTask) -> tuple[TaskResult, tuple[()]]:
+        return self._sample(handle, task), ()
 
     def _sample(self, handle: str, task: RolloutTask) -> TaskResult:
         names = [item.id for item in task.items]

@@ -23,7 +23,7 @@ KNOWN = StepMetrics(
 def rolled_out() -> list[TaskResult]:
     """Four questions, one of them with rewards that differ."""
     records = [make_record(seed, modes="token", equal_rewards=seed > 0) for seed in range(4)]
-    return [TaskResult(records=tuple(records))]
+    return [TaskResult(rollouts=tuple(record.parts()[0] for record in records))]
 
 
 def test_the_updates_share_of_informative_records_stands_beside_the_rollouts_own() -> None:
