@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := runs/demo
 
-.PHONY: setup demo test test-slow test-gpu lint bench bench-serve results clean
+.PHONY: setup demo test test-slow test-cluster test-gpu lint bench bench-serve results clean
 
 setup: $(READY)
 
@@ -30,6 +30,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/pytest -q -m slow
+
+test-cluster: setup
+	$(BIN)/pytest -q -m cluster tests/cluster
 
 test-gpu: setup
 	$(BIN)/pytest -q -m gpu

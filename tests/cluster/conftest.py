@@ -1,0 +1,37 @@
+"""Clusters of several nodes on this machine; nothing here touches Ray processes that it did not start."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from cacovid.embedded.dataset import TABLE, write_dataset
+from cacovid.embedded.splits import split_seeds
+
+FAST_NOTICE = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+
+
+@pytest.fixture
+def nodes() -> Iterator[Cluster]:
+    """A head node with room for learners alone; rollout nodes are added by the test."""
+    if ray.is_initialized():
+        ray.shutdown()
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 4, "object_store_memory": 256 << 20, "_system_config": FAST_NOTICE},
+    )
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions on twelve embedded training clips."""
+    folder = tmp_path_factory.mktemp("clips")
+    write_dataset(folder, split_seeds("train", 12))
+    return folder / TABLE
