@@ -1,10 +1,13 @@
 """How a pool starts, calls and ends its actors: what it asks for, and Ray's way of doing it."""
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeAlias
 
 import ray
+from ray._private.state import state as global_state
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -47,6 +50,10 @@ class ActorHost(Protocol):
         """Whether the machine of this id still belongs to the cluster."""
         ...
 
+    def draining(self) -> Mapping[str, float]:
+        """Machines that have announced their end, with its time.monotonic()."""
+        ...
+
 
 class RayHost:
     """Rollout actors as Ray actors, one at each place of the pool.
@@ -62,6 +69,7 @@ class RayHost:
             num_cpus=config.num_cpus_per_env_runner,
             num_gpus=config.num_gpus_per_env_runner,
             resources=config.custom_resources_per_env_runner,
+            label_selector=config.train_config().actors.label_selector or None,
             max_restarts=0,
         )(RolloutEnvRunner)
         self._config = ray.put(config)
@@ -99,3 +107,9 @@ class RayHost:
     def node_lives(self, node: str) -> bool:
         """See :class:`ActorHost`."""
         return any(each["NodeID"] == node and each["Alive"] for each in ray.nodes())
+
+    def draining(self) -> dict[str, float]:
+        """See :class:`ActorHost`. As Ray Serve asks for them; a deadline of 0 is none."""
+        past = time.time() - time.monotonic()
+        deadlines = global_state.get_draining_nodes()
+        return {node: end / 1000 - past if end else math.inf for node, end in deadlines.items()}

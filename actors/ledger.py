@@ -32,7 +32,7 @@ class Failure:
     node: str | None = None  # where a process ended; None: there is nothing to blame but the work itself
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Job:
     """A task, or one item of a task that failed, on its way to an actor and back."""
 
@@ -40,6 +40,7 @@ class Job:
     place: int  # of its first item within the submitted task
     task: Task
     failures: tuple[Failure, ...] = ()
+    closed: bool = False  # answered, or cut into other jobs: a second answer says nothing new
 
 
 @dataclass
@@ -77,13 +78,25 @@ class TaskLedger:
             self.queue.extend(jobs)
         return [job.ticket for job in jobs]
 
+    def next_job(self) -> Job | None:
+        """The job to give out next, taken off the queue; None: nothing waits."""
+        while self.queue:
+            job = self.queue.popleft()
+            if not job.closed:
+                return job
+        return None
+
+    def awaited(self) -> int:
+        """Jobs that are not answered yet, waiting or under way."""
+        return sum(ticket.awaited for ticket in self._tickets.values())
+
     def is_done(self, tickets: Sequence[int]) -> bool:
         """Whether every one of these tasks has its whole result."""
         return not any(self._tickets[ticket].awaited for ticket in tickets)
 
     def all_done(self) -> bool:
         """Whether nothing that was submitted is still awaited."""
-        return not any(ticket.awaited for ticket in self._tickets.values())
+        return self.awaited() == 0
 
     def take_results(self, tickets: Sequence[int]) -> list[TaskResult]:
         """The results of finished tasks, in the order of ``tickets``, which are used up."""
@@ -97,23 +110,25 @@ class TaskLedger:
         self._tickets.clear()
 
     def finish(self, job: Job, result: TaskResult) -> None:
-        """``job`` was answered; nobody may want it any more."""
+        """``job`` was answered; nobody may want it any more, and the first answer counts."""
         ticket = self._tickets.get(job.ticket)
-        if ticket is not None:
+        if ticket is not None and not job.closed:
+            job.closed = True
             ticket.parts[job.place] = result
             ticket.awaited -= 1
 
     def requeue(self, job: Job) -> None:
         """Give ``job`` out again, before all others; it is not to blame."""
-        if job.ticket in self._tickets:
+        if job.ticket in self._tickets and not job.closed:
             self.requeued += 1
             self.queue.appendleft(job)
 
     def fail(self, job: Job, failure: Failure) -> None:
         """Try ``job`` again, item by item; give an item up that has failed by itself ``max_retries`` times."""
-        if job.ticket not in self._tickets:
+        if job.ticket not in self._tickets or job.closed:
             return
-        job = replace(job, failures=(*job.failures, failure))
+        job.closed = True
+        job = replace(job, failures=(*job.failures, failure), closed=False)
         items = job.task.items
         if len(items) == 1 and len(job.failures) >= self.max_retries:
             self._judge(job, failure.at)

@@ -8,93 +8,70 @@
 
 A thread of the driver waits for whichever call ends first and gives the next task out at once, so that actors work
 and deaths are seen while the driver learns or writes a checkpoint. Two tasks in flight per actor keep it busy while
-a result travels. A dead actor's place gets a new process; its tasks go back to the head of the queue for whichever
-actor is free. Since a rollout depends on its task alone, results are the same whoever computes them.
+a result travels. A dead actor's place gets a new process (:mod:`actors.places`); its tasks go back to the head of the
+queue for whichever actor is free. Since a rollout depends on its task alone, results are the same whoever computes
+them, and a task that is late may be given out twice.
 
 An actor works in order, so its death is laid to the oldest of its tasks alone; whether it counts, the
 :mod:`actors.ledger` decides.
 """
 
 import logging
+import statistics
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from actors.host import ActorHost, ActorLost, ActorUnreachable
-from actors.ledger import Failure, Job, TaskLedger, last_line
+from actors.ledger import Failure, Job, TaskLedger
+from actors.places import Actor, Places
 from actors.task import Task, TaskResult
-from cacovid.errors import UserError
+from cacovid.config import ActorsConfig
 
 logger = logging.getLogger(__name__)
 IN_FLIGHT_PER_ACTOR = 2
-LOAD_TRIES = 3  # of one place in a row
-PAUSE_SECONDS = 1.0  # before a lost actor's place is filled again, or an unreachable one is asked again
-DEADLINES_SECONDS = 0.2  # between looks at what takes too long
+TURN_SECONDS = 0.2  # the longest that a deadline is not looked at
+SLOW_AFTER_TASKS = 16  # answers until it is known what is usual
+SLOW_FACTOR = 4.0  # times the usual time, after which a task is late
 
 
 class CollectAbandoned(Exception):
     """The results were not there in time, see :meth:`RolloutPool.stop_collecting`; the tasks go on."""
 
 
-@dataclass(eq=False)
-class _Actor:
-    """One place of the pool, and the process that fills it."""
-
-    number: int  # from 1
-    handle: Any = None  # None: no process
-    node: str | None = None  # where it runs, once it has said so
-    ready: bool = False  # its replica is loaded
-    jobs: deque[Job] = field(default_factory=deque)  # in flight, oldest first
-    busy_since: float = 0.0  # when it began its oldest job
-    call_after: float = 0.0  # when it may be started, or asked again
-    asked: bool = False  # to load
-    overdue: str | None = None  # why it was killed
-    failed_loads: list[Failure] = field(default_factory=list)  # in a row
-
-
 @dataclass(frozen=True)
 class _Answer:
     """The end of one call."""
 
-    actor: _Actor
+    actor: Actor
     handle: Any  # of the process that was called: another one may be there now
     job: Job | None  # None: of a call that is no task
-    take: Callable[[_Actor, Any], None]  # what to do with the value
+    take: Callable[[Actor, Any], None]  # what to do with the value
     value: Any
     error: Exception | None
 
 
 class RolloutPool:
-    """Task queue over ``count`` actors; with none of them ``work`` answers in line, in :meth:`collect`.
-
-    Attributes:
-        lost_actors: Deaths seen so far.
-    """
+    """Task queue over the actors of ``config``; with none of them ``work`` answers in line, in :meth:`collect`."""
 
     def __init__(
         self,
         host: ActorHost | None,
-        count: int,
+        config: ActorsConfig,
         work: Callable[[Task], TaskResult],
-        *,
-        max_retries: int,
         start_timeout_s: float,
-        task_timeout_s: float,
     ) -> None:
-        self.start_timeout_s = start_timeout_s
-        self.task_timeout_s = task_timeout_s
-        self.lost_actors = 0
-        self._collect_until: float | None = None
         self._host = host
         self._work = work
-        self._ledger = TaskLedger(max_retries, node_lives=lambda node: host is None or host.node_lives(node))
-        self._actors = [_Actor(number) for number in range(1, count + 1)]
-        self._last_ready = time.monotonic()
+        self._ledger = TaskLedger(config.max_retries, node_lives=lambda node: host is None or host.node_lives(node))
+        self._places = None if host is None else Places(host, config, self._ledger, self._load, start_timeout_s)
+        self._durations: deque[float] = deque(maxlen=SLOW_AFTER_TASKS)  # seconds of the newest tasks
+        self._collect_until: float | None = None
         self._error: BaseException | None = None  # that ended the thread
         self._answers: SimpleQueue[_Answer | None] = SimpleQueue()  # None: close
         self._changed = threading.Condition()
@@ -102,8 +79,7 @@ class RolloutPool:
 
     def start(self) -> None:
         """Begin to start the actors."""
-        self._last_ready = time.monotonic()
-        if self._actors:
+        if self._places is not None:
             self._thread.start()
 
     @property
@@ -111,10 +87,15 @@ class RolloutPool:
         """Tasks given out again so far."""
         return self._ledger.requeued
 
+    @property
+    def lost_actors(self) -> int:
+        """Deaths seen so far."""
+        return 0 if self._places is None else self._places.lost
+
     def handles(self) -> list[Any]:
         """Handles of the actors that are ready."""
         with self._changed:
-            return [actor.handle for actor in self._actors if actor.ready]
+            return [actor.handle for actor in self._actors() if actor.ready]
 
     def submit(self, tasks: Sequence[Task], *, first: bool = False) -> list[int]:
         """Queue tasks, give out as many as the actors take, and return a ticket for each.
@@ -157,11 +138,11 @@ class RolloutPool:
         if self._thread.is_alive():
             self._answers.put(None)
             self._thread.join()
-        for actor in self._actors:
-            if actor.handle is not None:
-                assert self._host is not None
-                self._host.end(actor.handle)
-                actor.handle, actor.ready = None, False
+        if self._places is not None:
+            self._places.end([actor for actor in self._actors() if actor.handle is not None])
+
+    def _actors(self) -> list[Actor]:
+        return [] if self._places is None else self._places.actors
 
     def _wait(self, done: Callable[[], bool]) -> None:
         while not done():
@@ -169,13 +150,12 @@ class RolloutPool:
                 raise self._error
             if self._collect_until is not None and time.monotonic() >= self._collect_until:
                 raise CollectAbandoned
-            if self._actors:
-                self._changed.wait(DEADLINES_SECONDS)
+            if self._places is not None:
+                self._changed.wait(TURN_SECONDS)
             else:
-                self._work_in_line()
-
-    def _work_in_line(self) -> None:
-        self._settle(job := self._ledger.queue.popleft(), self._work(job.task))
+                job = self._ledger.next_job()
+                assert job is not None, "somebody waits for what was never submitted"
+                self._settle(job, self._work(job.task))
 
     # The thread --------------------------------------------------------------------------------
 
@@ -189,9 +169,9 @@ class RolloutPool:
                 self._changed.notify_all()
 
     def _turn(self) -> bool:
-        """Take the answers that have come, look at deadlines, give out; False when the pool is closed."""
+        """Take the answers that have come, look after the actors, give out; False when the pool is closed."""
         try:
-            answers = [self._answers.get(timeout=DEADLINES_SECONDS)]
+            answers = [self._answers.get(timeout=TURN_SECONDS)]
         except Empty:
             answers = []
         with self._changed:
@@ -202,9 +182,9 @@ class RolloutPool:
                     return False
                 if answer.actor.handle is answer.handle:  # else of a process that was lost
                     self._take(answer)
+            assert self._places is not None
             now = time.monotonic()
-            self._start_actors(now)
-            self._check_deadlines(now)
+            self._places.look_after(now)
             self._ledger.judge_doubtful(now)
             self._hand_out()
             self._changed.notify_all()
@@ -212,19 +192,25 @@ class RolloutPool:
 
     def _take(self, answer: _Answer) -> None:
         actor, error = answer.actor, answer.error
+        assert self._places is not None
         if isinstance(error, ActorLost):
-            self._lose(actor, str(error))
+            self._places.lose(actor, str(error))
         elif isinstance(error, ActorUnreachable):
-            self._ask_again(actor, str(error))
+            self._places.ask_again(actor, str(error))
         elif error is not None:
             raise error  # our actors return what goes wrong in their work
         else:
             if answer.job is not None:
                 actor.jobs.remove(answer.job)
-                actor.busy_since = time.monotonic()
+                actor.busy_since = actor.idle_since = time.monotonic()
             answer.take(actor, answer.value)
 
-    def _call(self, actor: _Actor, method: str, take: Callable[[_Actor, Any], None], job: Job | None = None) -> None:
+    def _load(self, actor: Actor) -> None:
+        assert self._places is not None
+        self._call(actor, "node_id", _learn_node)
+        self._call(actor, "load", self._places.loaded)
+
+    def _call(self, actor: Actor, method: str, take: Callable[[Actor, Any], None], job: Job | None = None) -> None:
         """Call ``method``, with the job's task if there is one; ``take`` will get its value."""
         handle = actor.handle
 
@@ -237,112 +223,50 @@ class RolloutPool:
         else:
             self._host.call(handle, method, done, job.task, apart=len(job.task.items))
 
-    # Actors --------------------------------------------------------------------------------------
-
-    def _start_actors(self, now: float) -> None:
-        """Fill empty places, and let each process load its replica."""
-        for actor in self._actors:
-            if actor.asked or now < actor.call_after or self._is_given_up(actor):
-                continue
-            if actor.handle is None:
-                assert self._host is not None
-                actor.handle = self._host.start(actor.number)
-            actor.asked = True
-            self._call(actor, "node_id", _learn_node)
-            self._call(actor, "load", self._accept_load)
-
-    def _is_given_up(self, actor: _Actor) -> bool:
-        return self._ledger.counted(actor.failed_loads) >= LOAD_TRIES
-
-    def _accept_load(self, actor: _Actor, error: str | None) -> None:
-        if error is None:
-            actor.ready = True
-            actor.failed_loads.clear()
-        else:
-            actor.asked = False
-            self._load_failed(actor, Failure(error, time.monotonic()))
-
-    def _load_failed(self, actor: _Actor, failure: Failure) -> None:
-        actor.failed_loads.append(failure)
-        logger.error("rollout actor %d could not load its replica:\n%s", actor.number, failure.reason)
-        if all(self._is_given_up(each) for each in self._actors):
-            raise UserError(
-                f"none of the {len(self._actors)} rollout actors can load its replica of the Video-LLM: "
-                f"{last_line(failure.reason)}"
-            )
-
-    def _lose(self, actor: _Actor, why: str) -> None:
-        """Empty the place of a dead actor; its oldest task is the one that it died of."""
-        now = time.monotonic()
-        logger.warning("rollout actor %d was lost: %s", actor.number, why)
-        self.lost_actors += 1
-        if actor.ready:
-            failure = Failure(actor.overdue or "the rollout actor died", now, actor.node)
-            for place, job in reversed(list(enumerate(actor.jobs))):
-                if place == 0:
-                    self._ledger.fail(job, failure)
-                else:
-                    self._ledger.requeue(job)
-        elif actor.asked:
-            self._load_failed(actor, Failure("the rollout actor died while it loaded", now, actor.node))
-        self._empty(actor, now)
-
-    def _empty(self, actor: _Actor, now: float) -> None:
-        actor.handle = actor.node = actor.overdue = None
-        actor.ready = actor.asked = False
-        actor.jobs.clear()
-        actor.call_after = now + PAUSE_SECONDS
-        self._last_ready = now
-
-    def _ask_again(self, actor: _Actor, why: str) -> None:
-        """An actor that cannot be reached may be alive: others take its tasks, which count against nobody."""
-        logger.warning("rollout actor %d cannot be reached: %s", actor.number, why)
-        for job in reversed(actor.jobs):
-            self._ledger.requeue(job)
-        actor.jobs.clear()
-        actor.ready = actor.asked = False
-        actor.call_after = time.monotonic() + PAUSE_SECONDS
-
-    def _check_deadlines(self, now: float) -> None:
-        if any(actor.ready for actor in self._actors) or self._ledger.all_done():
-            self._last_ready = now
-        elif now - self._last_ready > self.start_timeout_s:
-            raise UserError(
-                f"no rollout actor was ready for {self.start_timeout_s:.0f} s: see that the cluster has room for them "
-                "and the Ray logs, or raise run.start_timeout_s"
-            )
-        for actor in self._actors:  # a decoder can hang
-            if actor.jobs and actor.overdue is None and now - actor.busy_since > self.task_timeout_s:
-                actor.overdue = f"took over {self.task_timeout_s:.0f} s"
-                logger.error("rollout actor %d is killed: one task %s", actor.number, actor.overdue)
-                assert self._host is not None
-                self._host.end(actor.handle)
-
     # Tasks ---------------------------------------------------------------------------------------
 
     def _hand_out(self) -> None:
         """Tasks to ready actors, one each before a second one, so that a short queue is shared out evenly."""
+        takers = [actor for actor in self._actors() if actor.takes_jobs]
         for load in range(IN_FLIGHT_PER_ACTOR):
-            for actor in self._actors:
-                if self._ledger.queue and actor.ready and actor.overdue is None and len(actor.jobs) <= load:
-                    self._send(actor, self._ledger.queue.popleft())
+            for actor in takers:
+                if len(actor.jobs) <= load and (job := self._ledger.next_job()) is not None:
+                    self._send(actor, job)
+        idle = [actor for actor in takers if not actor.jobs]
+        for actor, job in zip(idle, self._late_jobs() if idle else [], strict=False):
+            logger.info("rollout actor %d does again what another one is late with", actor.number)
+            self._send(actor, job)
 
-    def _send(self, actor: _Actor, job: Job) -> None:
+    def _late_jobs(self) -> list[Job]:
+        """Jobs that one actor alone holds that has been at its oldest one for several times the usual time."""
+        if len(self._durations) < SLOW_AFTER_TASKS:
+            return []
+        began_before = time.monotonic() - SLOW_FACTOR * statistics.median(self._durations)
+        holders = Counter(job for actor in self._actors() for job in actor.jobs)
+        return [
+            job
+            for actor in self._actors()
+            for job in actor.jobs
+            if actor.busy_since < began_before and holders[job] == 1 and not job.closed
+        ]
+
+    def _send(self, actor: Actor, job: Job) -> None:
         if not actor.jobs:
             actor.busy_since = time.monotonic()
         actor.jobs.append(job)
         self._call(actor, "sample_apart", partial(self._accept, job), job)
 
-    def _accept(self, job: Job, actor: _Actor, returned: tuple[TaskResult, tuple[Any, ...]]) -> None:
+    def _accept(self, job: Job, actor: Actor, returned: tuple[TaskResult, tuple[Any, ...]]) -> None:
         result, references = returned
+        self._durations.append(result.seconds)
         self._settle(job, replace(result, inputs=references[: len(result.input_bytes)]))
 
     def _settle(self, job: Job, result: TaskResult) -> None:
         if result.error is None:
             self._ledger.finish(job, result)
-        else:
+        elif self._places is None or not self._places.holds(job):  # else somebody works on it besides
             self._ledger.fail(job, Failure(result.error, time.monotonic()))
 
 
-def _learn_node(actor: _Actor, node: str) -> None:
+def _learn_node(actor: Actor, node: str) -> None:
     actor.node = node

@@ -128,7 +128,13 @@ class OptimizerConfig(Section):
 class ActorsConfig(Section):
     """Rollout actors: each holds one frozen Video-LLM replica."""
 
-    count: Count = Field(2, description="remote rollout actors; 0 scores in the driver")
+    count: Count = Field(2, description="remote rollout actors of a fixed pool; 0 scores in the driver")
+    min: Count = Field(0, description="actors that an elastic pool keeps when it has little to do")
+    max: Count = Field(0, description="most actors of an elastic pool, as the cluster has room; 0: a fixed pool")
+    idle_s: Annotated[float, Field(ge=0)] = Field(
+        60.0, description="elastic pool: seconds without a task until an actor leaves, so that its node can go"
+    )
+    label_selector: dict[str, str] = Field({}, description="Ray labels of the nodes that actors may run on")
     cpus: Annotated[float, Field(ge=0)] = Field(0.5, description="CPUs that Ray reserves for one actor")
     gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="GPUs of one actor")
     threads: Positive = Field(1, description="torch threads of one actor on CPU")
@@ -138,6 +144,17 @@ class ActorsConfig(Section):
     task_timeout_s: Annotated[float, Field(gt=0)] = Field(
         1_800.0, description="seconds until an actor that hangs on one task is killed and restarted"
     )
+
+    @property
+    def places(self) -> int:
+        """Most remote actors at a time; 0: the driver scores."""
+        return self.max or self.count
+
+    @model_validator(mode="after")
+    def _elastic(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"actors.min={self.min} exceeds actors.max={self.max}: an elastic pool needs both")
+        return self
 
 
 class LearnersConfig(Section):

@@ -77,12 +77,12 @@ def check_resources(config: TrainConfig, elastic: bool) -> None:
     there = ray.cluster_resources()
     for kind, field in (("CPU", "cpus"), ("GPU", "gpus")):
         actors, learners = getattr(config.actors, field), getattr(config.learners, field)
-        needed = config.actors.count * actors + config.learners.count * learners
+        count = config.actors.min if config.actors.max else config.actors.count
+        needed = count * actors + config.learners.count * learners
         if needed <= there.get(kind, 0):
             continue
         shortage = (
-            f"{config.actors.count} actors x {actors:g} and {config.learners.count} learners x {learners:g} "
-            f"need {needed:g} {kind}s, "
+            f"{count} actors x {actors:g} and {config.learners.count} learners x {learners:g} need {needed:g} {kind}s, "
         )
         if not elastic:
             raise UserError(

@@ -196,14 +196,8 @@ class CPO(Algorithm):  # type: ignore[misc]
         if cfg.data.cache_dir is None:
             self.config.training(overrides={"data.cache_dir": str(self.run_dir / "cache")})
         self.env_runner_group = None
-        self.pool = RolloutPool(
-            RayHost(self.config) if cfg.actors.count else None,
-            cfg.actors.count,
-            self._work_in_driver,
-            max_retries=cfg.actors.max_retries,
-            start_timeout_s=cfg.run.start_timeout_s,
-            task_timeout_s=cfg.actors.task_timeout_s,
-        )
+        host = RayHost(self.config) if cfg.actors.places else None
+        self.pool = RolloutPool(host, cfg.actors, self._work_in_driver, cfg.run.start_timeout_s)
         try:
             self._start(items)
         except BaseException:

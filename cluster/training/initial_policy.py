@@ -22,7 +22,7 @@ def initial_policy_files(config: TrainConfig) -> PolicyFiles:
     Raises:
         UserError: The model cannot be loaded, or the cluster has no room for one rollout actor.
     """
-    if config.actors.count == 0:
+    if not config.actors.places:
         return _make(config)
     remote = ray.remote(num_cpus=config.actors.cpus, num_gpus=config.actors.gpus, max_retries=2)(_make)
     made = remote.remote(config)

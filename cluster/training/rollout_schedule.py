@@ -21,7 +21,7 @@ class RolloutSchedule:
         self.pool = pool
         self.order = order
         self.config = config
-        self._remote = config.actors.count > 0
+        self._remote = config.actors.places > 0
         self._submitted = 0  # steps whose rollouts were given out
         self._tickets: dict[int, list[int]] = {}  # of each step that is out
         self._versions: dict[int, int] = {}  # policy version of each step that is out

@@ -9,8 +9,10 @@ from functools import partial
 import pytest
 
 from actors.host import ActorLost, ActorUnreachable, Done
-from actors.pool import IN_FLIGHT_PER_ACTOR, LOAD_TRIES, CollectAbandoned, RolloutPool
+from actors.places import LOAD_TRIES
+from actors.pool import IN_FLIGHT_PER_ACTOR, SLOW_AFTER_TASKS, CollectAbandoned, RolloutPool
 from actors.task import PublishedWeights, RolloutTask, SetAside, TaskResult
+from cacovid.config import ActorsConfig
 from cacovid.errors import UserError
 from cacovid.records import VideoQuestion
 from tests.support.waiting import wait_until
@@ -50,6 +52,7 @@ class ScriptedHost:
         self.hanging = hanging  # an item that its actor never answers
         self.nodes_lost = nodes_lost  # every death is that of a node
         self.calls: dict[str, deque[tuple[str, Done, tuple[object, ...]]]] = {}  # by handle
+        self.drained: dict[str, float] = {}
         self.started: Counter[int] = Counter()  # by place
         self.at_work: dict[str, RolloutTask] = {}  # by handle
         self.dead: set[str] = set()
@@ -79,6 +82,9 @@ class ScriptedHost:
 
     def node_lives(self, node: str) -> bool:
         return not self.nodes_lost
+
+    def draining(self) -> dict[str, float]:
+        return self.drained
 
     def _answer_calls(self) -> None:
         while not self.closed.wait(0.0005):
@@ -149,8 +155,9 @@ class ScriptedHost:
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.pool.PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr("actors.pool.DEADLINES_SECONDS", 0.005)
+    monkeypatch.setattr("actors.places.PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("actors.places.NODES_SECONDS", 0.0)
+    monkeypatch.setattr("actors.pool.TURN_SECONDS", 0.005)
     monkeypatch.setattr("actors.ledger.NODE_NOTICE_SECONDS", 0.0)
 
 
@@ -159,9 +166,9 @@ def pool_of() -> Iterator[Callable[..., RolloutPool]]:
     """Pools of scripted actors, closed in the end."""
     made: list[tuple[RolloutPool, ScriptedHost]] = []
 
-    def make(host: ScriptedHost, actors: int, **settings: float) -> RolloutPool:
-        usual = {"max_retries": 3, "start_timeout_s": 60.0, "task_timeout_s": 60.0}
-        pool = RolloutPool(host, actors, partial(host._sample, "driver"), **{**usual, **settings})
+    def make(host: ScriptedHost, actors: int, start_timeout_s: float = 60.0, **settings: float) -> RolloutPool:
+        config = ActorsConfig(**{"count": actors, "max_retries": 3, "task_timeout_s": 60.0, **settings})
+        pool = RolloutPool(host if config.places else None, config, partial(host._sample, "driver"), start_timeout_s)
         made.append((pool, host))
         pool.start()
         return pool
@@ -336,3 +343,59 @@ def test_whoever_waits_for_results_can_be_told_to_stop(pool_of: Pools) -> None:
         pool.collect(tickets)
     host.hanging = None
     wait_until(lambda: pool._ledger.is_done(tickets))
+
+
+def test_elastic_pool_follows_its_queue_and_lets_idle_actors_go(pool_of: Pools) -> None:
+    host = ScriptedHost(hanging="slow")
+    pool = pool_of(host, 0, min=1, max=3, idle_s=0.05)
+    wait_until(lambda: len(pool.handles()) == 1)
+    tickets = pool.submit([task("slow") for _ in range(5)])
+    wait_until(lambda: len(pool.handles()) == 3)
+    host.hanging = None
+    assert [outcome(result) for result in pool.collect(tickets)] == [{"slow": "answered"}] * 5
+    wait_until(lambda: len(pool.handles()) == 1)
+    time.sleep(0.2)
+    assert len(pool.handles()) == 1
+    assert pool.lost_actors == 0
+
+
+def test_elastic_pool_without_actors_waits_for_them(pool_of: Pools) -> None:
+    host = ScriptedHost()
+    pool = pool_of(host, 0, min=0, max=2, idle_s=0.02)
+    for _ in range(3):
+        wait_until(lambda: not pool.handles())
+        (result,) = pool.collect(pool.submit([task("a")]))
+        assert outcome(result) == {"a": "answered"}
+
+
+def test_drained_node_is_empty_before_its_end_and_no_item_is_blamed(
+    pool_of: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The actor gives back what it cannot finish; a new one, elsewhere, takes it."""
+    monkeypatch.setattr("actors.places.HAND_BACK_SECONDS", 0.1)
+    host = ScriptedHost(hanging="slow")
+    pool = pool_of(host, 1)
+    tickets = pool.submit([task("slow"), task("next")])
+    wait_until(lambda: "slow" in host.seen)
+    host.drained["node of 1.1"] = time.monotonic() + 0.4
+    tickets += pool.submit([task("new")])
+    wait_until(lambda: "1.1" in host.dead)
+    assert time.monotonic() < host.drained["node of 1.1"] + 0.2
+    host.hanging = None
+    assert [outcome(result) for result in pool.collect(tickets)] == [{n: "answered"} for n in ("slow", "next", "new")]
+    assert host.started[1] == 2
+    assert pool.lost_actors == 0
+
+
+def test_late_task_is_done_again_by_an_idle_actor(pool_of: Pools) -> None:
+    """Also those that wait behind it; the late answers say nothing new when they come."""
+    host = ScriptedHost(hanging="slow")
+    pool = pool_of(host, 2)
+    pool.collect(pool.submit([task(str(number)) for number in range(SLOW_AFTER_TASKS)]))
+    tickets = pool.submit([task("slow")])
+    wait_until(lambda: host.seen.count("slow") == 2)
+    host.hanging = None
+    (result,) = pool.collect(tickets)
+    assert outcome(result) == {"slow": "answered"}
+    pool.settle()
+    assert [outcome(each) for each in pool.collect(pool.submit([task("after")]))] == [{"after": "answered"}]
