@@ -69,7 +69,7 @@ class RayHost:
             num_cpus=config.num_cpus_per_env_runner,
             num_gpus=config.num_gpus_per_env_runner,
             resources=config.custom_resources_per_env_runner,
-            label_selector=config.train_config().actors.label_selector or None,
+            label_selector=dict(label.split("=", 1) for label in config.train_config().actors.labels) or None,
             max_restarts=0,
         )(RolloutEnvRunner)
         self._config = ray.put(config)

@@ -134,7 +134,9 @@ class ActorsConfig(Section):
     idle_s: Annotated[float, Field(ge=0)] = Field(
         60.0, description="elastic pool: seconds without a task until an actor leaves, so that its node can go"
     )
-    label_selector: dict[str, str] = Field({}, description="Ray labels of the nodes that actors may run on")
+    labels: tuple[Annotated[str, Field(pattern="^[^=]+=.")], ...] = Field(
+        (), description="Ray labels (key=value) of the nodes that actors may run on; empty: any"
+    )
     cpus: Annotated[float, Field(ge=0)] = Field(0.5, description="CPUs that Ray reserves for one actor")
     gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="GPUs of one actor")
     threads: Positive = Field(1, description="torch threads of one actor on CPU")
