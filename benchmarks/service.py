@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
-import ray
 import torch
 import urllib3
 from rich.console import Console
@@ -29,6 +28,7 @@ from cacovid.embedded.splits import split_seeds
 from cacovid.errors import UserError
 from cacovid.models.loading import load_video_llm
 from cacovid.policy.build import policy_for
+from cluster.ray_cluster import connected
 from serving.config import ServiceConfig
 from serving.running import deploy, running_service
 
@@ -53,17 +53,13 @@ def main() -> None:
         second = _fresh_policy(Path(folder) / "second", seed=1)
         config = ServiceConfig.model_validate({"policies": {"first": first}, "media": {"max_replicas": 1}})
         port = _free_port()
-        ray.init(include_dashboard=False, log_to_driver=False, num_cpus=4)
-        try:
-            with running_service(config, HOST, port):
-                bench = Bench(f"http://{HOST}:{port}", port, config, console, options.clients)
-                bench.load("a new video in every request, 8 frames, 288 video tokens", 8, options, fresh=True)
-                bench.load("one known video, 64 frames, 2304 video tokens", 64, options, fresh=False)
-                bench.overhead(first)
-                bench.killed_replica()
-                bench.updates(second)
-        finally:
-            ray.shutdown()
+        with connected(None), running_service(config, HOST, port):
+            bench = Bench(f"http://{HOST}:{port}", port, config, console, options.clients)
+            bench.load("a new video in every request, 8 frames, 288 video tokens", 8, options, fresh=True)
+            bench.load("one known video, 64 frames, 2304 video tokens", 64, options, fresh=False)
+            bench.overhead(first)
+            bench.killed_replica()
+            bench.updates(second)
 
 
 class Bench:

@@ -1,50 +1,60 @@
-"""Running the service on a Ray cluster: start, change, wait, stop."""
+"""Running the service on the Ray cluster that this process is connected to: start, change, wait, stop.
 
-import logging
+    serve.start (one HTTP proxy) -> deploy -> [signals: deploy again] -> drain -> withdraw
+
+A cluster has one Serve, with one address to listen on, and others may have applications there. So a Serve that
+runs already is taken as it is, and on a cluster that was joined this application alone is removed in the end.
+"""
+
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-import ray
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from cacovid.errors import UserError
-from serving.address import check_address
+from serving.address import check_host, check_port
 from serving.application import check, with_absolute_paths
 from serving.config import ServiceConfig
-from serving.schema import APPLICATION, INGRESS, deploy_schema, http_options
+from serving.schema import APPLICATION, INGRESS, ROUTE, deploy_schema, http_options
 
 _LAST_BYTES_S = 0.2  # for the proxy to pass on what replicas have sent
 _START_S = 300.0  # loading a large model takes minutes
 
 
 @contextmanager
-def running_service(config: ServiceConfig, host: str, port: int, address: str | None = None) -> Iterator[None]:
+def running_service(config: ServiceConfig, host: str, port: int, *, shared: bool = False) -> Iterator[None]:
     """The service of ``config`` answers inside the block; requests under way are finished behind it.
 
     Args:
         config: what to serve.
         host: address to listen on.
         port: port to listen on.
-        address: Ray cluster to join; None starts one in this machine, unless the process is connected.
+        shared: the cluster was joined: Serve goes on behind the block, whoever started it.
 
     Raises:
-        UserError: an open host without keys, a port in use, or a configuration that cannot be served.
+        UserError: an open host without keys, an address that cannot be had, another application in the way, or a
+            configuration that cannot be served.
     """
-    check_address(host, port, config)
+    check_host(host, config)
     check(config)
-    connected = _connect(address)
+    starts = _get_global_client(raise_if_no_controller_running=False) is None
+    if starts:
+        _start(config, host, port, shared)
+    else:
+        _check_room(host, port)
     try:
-        serve.start(proxy_location="HeadOnly", http_options=http_options(config, host, port))
         deploy(config, host, port)
         yield
         drain(config.api.request_timeout_s)
     finally:
-        serve.shutdown()
-        if connected:
-            ray.shutdown()
+        if starts and not shared:
+            serve.shutdown()
+        else:
+            _withdraw()
 
 
 def deploy(config: ServiceConfig, host: str, port: int) -> None:
@@ -56,9 +66,7 @@ def deploy(config: ServiceConfig, host: str, port: int) -> None:
         UserError: it cannot be served, with the reason; what ran before still runs where Serve could keep it.
     """
     check(config)
-    schema = ServeDeploySchema.model_validate(deploy_schema(with_absolute_paths(config), host, port))
-    # As `serve run FILE` does; `serve deploy` sends the same over Ray's dashboard, which need not run here.
-    _get_global_client().deploy_apps(schema)
+    _declare(deploy_schema(with_absolute_paths(config), host, port))
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
         time.sleep(0.1)
@@ -81,16 +89,57 @@ def drain(seconds: float) -> None:
     time.sleep(_LAST_BYTES_S)
 
 
-def _connect(address: str | None) -> bool:
-    """Join or start a Ray cluster; False where the process is connected already. Replicas' logs come to stderr."""
-    if ray.is_initialized():
-        return False
-    local = {} if address else {"include_dashboard": False}
+def _start(config: ServiceConfig, host: str, port: int, shared: bool) -> None:
+    """Start Serve on a cluster without one."""
+    if not shared:  # else the port is the head node's, wherever that is
+        check_port(host, port)
     try:
-        ray.init(address=address, logging_level=logging.ERROR, **local)
-    except (ConnectionError, ValueError) as error:
-        raise UserError(f"no Ray cluster at {address!r}: {error}") from error
-    return True
+        serve.start(proxy_location="HeadOnly", http_options=http_options(config, host, port))
+    except RuntimeError as error:
+        serve.shutdown()  # it does not listen anywhere
+        raise UserError(f"the cluster's head node cannot serve on {host}:{port}: {_last_line(str(error))}") from error
+
+
+def _check_room(host: str, port: int) -> None:
+    """Raise UserError where the Serve of this cluster listens elsewhere, or others have our route or name."""
+    client = _get_global_client()
+    there = f"{client.http_config.host}:{client.http_config.port}"
+    if there != f"{host}:{port}":
+        raise UserError(
+            f"Serve on this cluster listens on {there} and nowhere else, so not on {host}:{port}: "
+            "give its --host and --port, or leave out --address"
+        )
+    for name, application in client.get_serve_details()["applications"].items():
+        if name == APPLICATION:
+            raise UserError(f"an application {name!r} runs there already: end it, or choose another cluster")
+        if application["route_prefix"] == ROUTE:
+            raise UserError(f"the application {name!r} answers at {ROUTE} of this cluster: move it, or choose another")
+
+
+def _declare(schema: dict[str, Any]) -> None:
+    """Hand ``schema`` to Serve together with the applications that others have declared.
+
+    Serve takes the whole declaration and ends what is not in it.
+    """
+    client = _get_global_client()
+    running: dict[str, Any] = client.get_serve_details()
+    others = [
+        application["deployed_app_config"]
+        for name, application in running["applications"].items()
+        if name != APPLICATION
+        and application["source"] == "declarative"
+        and application["status"] != ApplicationStatus.DELETING
+    ]
+    whole = {"target_capacity": running["target_capacity"]} | schema
+    whole["applications"] = [*others, *schema["applications"]]
+    # As `serve run FILE` does; `serve deploy` sends the same over Ray's dashboard, which need not run here.
+    client.deploy_apps(ServeDeploySchema.model_validate(whole))
+
+
+def _withdraw() -> None:
+    """End this application alone, also in what Serve would declare again after a crash of its controller."""
+    _declare({"applications": []})
+    serve.delete(APPLICATION)
 
 
 def _last_line(message: str) -> str:

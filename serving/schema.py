@@ -13,7 +13,7 @@ from cacovid.errors import UserError
 from serving.config import ServiceConfig
 
 INGRESS, MEDIA, ENGINE = "ingress", "media", "engine"  # deployments
-APPLICATION = "cacovid"
+APPLICATION, ROUTE = "cacovid", "/"
 _MARGIN_S = 30.0  # after which a request that the ingress should have answered is given up
 
 
@@ -26,7 +26,7 @@ def deploy_schema(config: ServiceConfig, host: str, port: int) -> dict[str, Any]
         "applications": [
             {
                 "name": APPLICATION,
-                "route_prefix": "/",
+                "route_prefix": ROUTE,
                 "import_path": "serving.application:build",
                 "args": args,
                 "deployments": [{"name": ENGINE, "user_config": engine_user_config(config)}],

@@ -1,5 +1,7 @@
 """``cacovid serve``."""
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +26,10 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="address to listen on; others than loopback need keys")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 8000,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to join; starts one here if not given")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster to join, with its Serve's --host and --port; starts one here if not given"),
+    ] = None,
     show_config: Annotated[bool, typer.Option("--show-config", help="print the configuration and end")] = False,
 ) -> None:
     """Serve an OpenAI-compatible API and a page. Ctrl-C or SIGTERM ends it after the requests under way.
@@ -39,15 +44,18 @@ def serve(
 
         typer.echo(to_yaml(resolved), nl=False)
         return
-    from serving.address import check_address
+    from serving.address import check_host, check_port
 
-    check_address(host, port, resolved)
+    shared = address not in (None, "local")
+    check_host(host, resolved)
+    if not shared:
+        check_port(host, port)
+    from cluster.ray_cluster import connected
     from serving.running import deploy, running_service
-    from serving.signals import wait_for_signals
 
-    with running_service(resolved, host, port, address):
+    with connected(address, log_to_driver=True), running_service(resolved, host, port, shared=shared):
         typer.echo(f"http://{host}:{port}  (page at /, API below /v1); model ids: {', '.join(_ids(resolved))}")
-        for _ in wait_for_signals():
+        for _ in _reload_signals():
             try:
                 resolved = _resolved(config, policy or [], model)
                 deploy(resolved, host, port)
@@ -55,6 +63,16 @@ def serve(
             except UserError as error:
                 typer.echo(f"not reloaded, the service goes on as it was: {error}", err=True)
         typer.echo("draining")
+
+
+def _reload_signals() -> Iterator[None]:
+    """Yields at every SIGHUP; ends at SIGINT or SIGTERM."""
+    watched = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM}
+    for each in watched:
+        signal.signal(each, lambda *_: None)  # caught below; without a handler they would end the process
+    signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    while signal.sigwait(watched) == signal.SIGHUP:
+        yield
 
 
 def _resolved(config: Path | None, policies: list[str], model: str | None) -> "ServiceConfig":

@@ -2,14 +2,11 @@
 
 import concurrent.futures
 import json
-import os
-import queue
 import re
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -23,13 +20,10 @@ from ray import serve
 from benchmarks.load import steady_load
 from serving.running import running_service
 from tests.support.ports import free_port
+from tests.support.serving_command import ServeCommand, command
 from tests.support.serving_server import policy_folder, service_config
 from tests.support.waiting import PATIENCE_S, get, wait_until
 from tests.unit.serving.test_api import messages
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "cluster.commands.main", "serve", *arguments]
 
 
 @pytest.mark.parametrize(
@@ -55,33 +49,6 @@ def test_mistakes_are_one_line(arguments, message, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-class Running:
-    """The command in a process of its own, its lines as they come."""
-
-    def __init__(self, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
-        self.lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        for line in self.process.stdout:
-            self.lines.put(line)
-
-    def wait_for(self, text: str, seconds: float = 120) -> str:
-        seen = []
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                line = self.lines.get(timeout=max(0.1, deadline - time.monotonic()))
-            except queue.Empty:
-                raise AssertionError(f"no line with {text!r} in:\n{''.join(seen)}") from None
-            seen.append(line)
-            if text in line:
-                return line
-
-
 def in_flight(url: str) -> int:
     """Requests that the service holds."""
     return sum(map(float, re.findall(r"^cacovid_in_flight{.*} (\S+)$", get(f"{url}/metrics").text, re.MULTILINE)))
@@ -91,10 +58,9 @@ def in_flight(url: str) -> int:
 def test_the_command_serves_reloads_and_drains(tmp_path):
     port = free_port()
     policy = Path(shutil.copytree(policy_folder(), tmp_path / "policy"))
-    running = Running("--policy", f"mine={policy}", "--port", str(port))
     url = f"http://127.0.0.1:{port}"
     body = {"model": "mine", "messages": messages()}
-    try:
+    with ServeCommand("--policy", f"mine={policy}", "--port", str(port)) as running:
         assert "mine, embedded" in running.wait_for("model ids")
         before = httpx.post(f"{url}/v1/compress", json=body, timeout=PATIENCE_S).json()["kept"]
 
@@ -130,9 +96,6 @@ def test_the_command_serves_reloads_and_drains(tmp_path):
             statuses = Counter(each.result().status_code for each in asked)
         assert statuses == {200: 6}, "requests under way are finished"
         assert running.process.wait(60) == 0
-    finally:
-        if running.process.poll() is None:
-            os.killpg(running.process.pid, signal.SIGKILL)
 
 
 @pytest.mark.slow  # another replica takes its time to be wanted and to start

@@ -2,9 +2,7 @@
 
 import os
 import secrets
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import pytest
 import yaml
 
 import serving
+from tests.support.head_node import BIN, head_node
 from tests.support.ports import free_port
 from tests.support.serving_server import policy_folder
 from tests.support.waiting import get, wait_until
@@ -24,7 +23,6 @@ from tests.unit.serving.test_api import messages
 pytestmark = pytest.mark.slow  # a Ray cluster of its own, with a dashboard
 
 SHIPPED = Path(serving.__file__).parent / "config.yaml"
-BIN = Path(sys.executable).parent
 PATIENCE_S = 200.0
 
 
@@ -52,34 +50,12 @@ class Cluster:
 def operators_cluster(tmp_path_factory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("ray")
     (folder / "token").write_text(secrets.token_hex(32))
-    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
     dashboard = free_port()
-    session = f"/tmp/{secrets.token_hex(4)}"  # Ray's sockets need short paths
-    options = {
-        "port": free_port(),
-        "dashboard-port": dashboard,
-        "ray-client-server-port": free_port(),
-        "temp-dir": session,
-        "num-cpus": 4,
-        "object-store-memory": 256 << 20,
-    }
-    command = [str(BIN / "ray"), "start", "--head", "--block", "--include-dashboard=true", "--disable-usage-stats"]
-    command += [f"--{name}={value}" for name, value in options.items()]
-    with (folder / "log").open("w") as log:
-        head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        cluster = Cluster(psutil.Process(head.pid), f"http://127.0.0.1:{dashboard}", environment)
-        wait_until(lambda: "Ray runtime started" in (folder / "log").read_text(), PATIENCE_S)
+    with head_node(folder, environment, include_dashboard="true", dashboard_port=dashboard) as (head, _):
+        cluster = Cluster(head, f"http://127.0.0.1:{dashboard}", os.environ | environment)
         yield cluster
         cluster.serve("shutdown", "--yes")
-    finally:
-        started = psutil.Process(head.pid).children(recursive=True)
-        head.terminate()  # it ends what it has started
-        head.wait(60)
-        for process in started:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        shutil.rmtree(session, ignore_errors=True)
 
 
 def listed(url: str) -> list[str]:
