@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.context import _get_global_client
-from ray.serve.schema import ApplicationStatus, ServeDeploySchema
+from ray.serve.schema import ApplicationStatus, ProxyStatus, ServeDeploySchema
 
 from cacovid.errors import UserError
 from serving.address import check_host, check_port
@@ -70,10 +71,11 @@ def deploy(config: ServiceConfig, host: str, port: int) -> None:
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
         time.sleep(0.1)
-        application = serve.status().applications.get(APPLICATION)
+        status = serve.status()
+        application = status.applications.get(APPLICATION)
         if application is None or application.status == ApplicationStatus.DEPLOYING:
             continue
-        if application.status == ApplicationStatus.RUNNING:
+        if application.status == ApplicationStatus.RUNNING and ProxyStatus.HEALTHY in status.proxies.values():
             return
         if application.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
             raise UserError(f"the service cannot start: {_last_line(application.message)}")
@@ -95,6 +97,8 @@ def _start(config: ServiceConfig, host: str, port: int, shared: bool) -> None:
         check_port(host, port)
     try:
         serve.start(proxy_location="HeadOnly", http_options=http_options(config, host, port))
+    except RayActorError:
+        pass  # Serve takes a proxy that is slow to come up for dead and starts another, which `deploy` waits for
     except RuntimeError as error:
         serve.shutdown()  # it does not listen anywhere
         raise UserError(f"the cluster's head node cannot serve on {host}:{port}: {_last_line(str(error))}") from error

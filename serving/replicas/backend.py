@@ -8,12 +8,13 @@ seed, so that the second try says the same. A stream goes on where it stopped, i
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from prometheus_client import Metric
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
-from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
 from serving.config import ServiceConfig
 from serving.engine.records import (
@@ -91,7 +92,7 @@ class ServeBackend:
                     yield refusal
                     return
             finally:
-                events.cancel()
+                _give_up(events)
         yield Failed(_died())
 
     async def _tried(self, call: Callable[[], DeploymentResponse]) -> Any:  # noqa: ANN401  what the replica returns
@@ -102,7 +103,7 @@ class ServeBackend:
             try:
                 return await response
             except asyncio.CancelledError:
-                response.cancel()  # the request was given up: its replica is to know
+                _give_up(response)
                 raise
             except (RayError, RayServeException) as error:
                 refusal = self._refusal(error)
@@ -167,6 +168,16 @@ class _Sent:
             case Finished() if self._repeated != self._text:
                 return Failed(_died())
         return event
+
+
+def _give_up(call: DeploymentResponse | DeploymentResponseGenerator) -> None:
+    """Let the replica know that nobody waits any more.
+
+    Where no replica has taken the call, ``cancel()`` raises once more what its assignment failed with, such as
+    the death of the media replica that it waited for: that has been judged already, or comes too late.
+    """
+    with suppress(RayError, RayServeException):
+        call.cancel()
 
 
 def _died() -> ApiError:

@@ -42,7 +42,8 @@ class Handle:
 
     def remote(self, *args):
         self.calls += 1
-        return Response(self.outcomes.pop(0))
+        outcome = self.outcomes.pop(0)
+        return outcome if isinstance(outcome, Response) else Response(outcome)
 
 
 class Response:
@@ -169,6 +170,41 @@ def test_a_stream_goes_on_where_it_was_cut():
 def test_a_stream_that_was_cut_before_it_began_has_all_of_its_events():
     whole = [Started(REPORT), Delta("red"), ANSWER.finished]
     assert streamed(Handle([RayServeException("an upstream actor died")], whole)) == whole
+
+
+class Unassigned(Response):
+    """A call that fails before any replica has taken it: Serve's ``cancel()`` raises the error once more."""
+
+    def cancel(self):
+        raise self.outcome[-1]
+
+
+def test_a_stream_whose_frames_died_before_an_engine_took_it_is_sent_again():
+    whole = [Started(REPORT), Delta("red"), ANSWER.finished]
+    handle = Handle(Unassigned([RayServeException("an upstream actor died")]), whole)
+    assert streamed(handle) == whole
+
+
+def test_a_stream_of_a_full_queue_is_refused_although_no_replica_took_it():
+    (failed,) = streamed(Handle(Unassigned([full()])))
+    assert failed.error.code == "overloaded"
+
+
+def test_a_request_that_is_given_up_when_its_assignment_has_failed_is_given_up_all_the_same():
+    class GivenUp(Response):
+        def __await__(self):
+            return asyncio.sleep(60).__await__()
+
+        def cancel(self):
+            raise RayServeException("an upstream actor died")
+
+    async def give_up():
+        backend = ServeBackend(ServiceConfig(), Handle(), Handle(GivenUp(None)), Handle())
+        async with asyncio.timeout(0.05):
+            await backend.answer(REQUEST, [])
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(give_up())
 
 
 def test_a_stream_whose_second_try_says_less_ends_with_an_error():
