@@ -9,23 +9,19 @@ from typing import Protocol
 
 from prometheus_client import Metric
 
-from serving.engine.records import Answer, Compressed, EngineRequest, Event, Failed, ModelCard
+from serving.engine.records import EngineRequest, Event, ModelCard, Outcome
 from serving.media.records import VideoInput
 
 
 class Backend(Protocol):
     """Reads videos and answers questions about them."""
 
-    async def answer(self, request: EngineRequest, videos: Sequence[VideoInput]) -> Answer | Failed:
-        """The whole answer."""
+    async def answer(self, request: EngineRequest, videos: Sequence[VideoInput]) -> Outcome:
+        """The outcome as a whole."""
         ...
 
     def stream(self, request: EngineRequest, videos: Sequence[VideoInput]) -> AsyncGenerator[Event, None]:
         """Events up to Finished or Failed; closing it gives the request up."""
-        ...
-
-    async def compress(self, request: EngineRequest, videos: Sequence[VideoInput]) -> Compressed | Failed:
-        """The retained tokens alone."""
         ...
 
     async def models(self) -> list[ModelCard]:

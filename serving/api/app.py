@@ -5,7 +5,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -25,16 +25,16 @@ from serving.api.responses import (
     ErrorBody,
     Health,
     Models,
+    Usage,
     chunk,
     compression_of,
-    models_of,
     server_event,
     usage_of,
 )
 from serving.api.telemetry import Telemetry, exposition
 from serving.backend import Backend
 from serving.config import ServiceConfig
-from serving.engine.records import Delta, EngineRequest, Event, Failed, Finished, Report
+from serving.engine.records import Answer, Compressed, Delta, EngineRequest, Event, Failed, Finished, Report
 from serving.errors import ApiError
 from serving.media.records import VideoInput
 from serving.page.routes import Sample, add_page
@@ -64,8 +64,13 @@ def create_app(
     """The whole HTTP side in front of ``backend``; ``admission`` tells and decides what it holds."""
     app = FastAPI(title="cacovid", version="1", docs_url=None, redoc_url=None)
     service = _Service(config, backend, telemetry, admission)
-    _add_api(app, service)
-    _add_probes(app, service)
+    app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_ERRORS)(service.chat_completions)
+    app.post("/v1/compress", response_model=Compression, responses=_ERRORS)(service.compress)
+    app.get("/v1/models", response_model=Models, responses=_errors(401, 503))(service.models)
+    app.get("/metrics", response_class=Response, responses=_errors(401))(service.metrics)
+    app.get("/healthz", response_model=Health)(service.healthz)
+    not_ready: dict[int | str, dict[str, Any]] = {503: {"model": Health, "description": "not ready"}}
+    app.get("/readyz", response_model=Health, responses=not_ready)(service.readyz)
     if config.api.page:
         add_page(app, samples)
     app.add_exception_handler(ApiError, service.refuse)
@@ -76,7 +81,7 @@ def create_app(
 
 
 class _Service:
-    """Routes' bodies."""
+    """The routes; their names and docstrings stand in the API's description."""
 
     def __init__(self, config: ServiceConfig, backend: Backend, telemetry: Telemetry, admission: Admission) -> None:
         self.config = config
@@ -84,33 +89,62 @@ class _Service:
         self.telemetry = telemetry
         self.admission = admission
 
-    async def chat(self, body: ChatRequest, request: Request) -> ChatCompletion | StreamingResponse:
+    async def chat_completions(self, body: ChatRequest, request: Request) -> ChatCompletion | StreamingResponse:
+        """Answer a chat about videos from the tokens that matter for it."""
         asked, videos = engine_request(body, self.config)
         if body.stream:
             include_usage = body.stream_options is not None and body.stream_options.include_usage
             return await self._streamed(asked, videos, request, include_usage)
-        async with self._deadline():
-            answer = await self.backend.answer(asked, videos)
-        if isinstance(answer, Failed):
-            raise answer.error
+        answer = await self._outcome(asked, videos)
+        assert isinstance(answer, Answer)
         finished = answer.finished
-        self._note(request, finished.report, finished.completion_tokens)
         return ChatCompletion(
             id=_completion_id(),
             created=int(time.time()),
             model=body.model,
             choices=[Choice(message=AssistantMessage(content=answer.text), finish_reason=finished.reason)],
-            usage=usage_of(finished.report, finished.completion_tokens, _elapsed(request)),
+            usage=self._usage(request, finished.report, finished.completion_tokens),
         )
 
     async def compress(self, body: CompressRequest, request: Request) -> Compression:
-        asked, videos = engine_request(body, self.config)
+        """The video tokens retained for a question, without an answer."""
+        compressed = await self._outcome(*engine_request(body, self.config))
+        assert isinstance(compressed, Compressed)
+        return compression_of(compressed, self._usage(request, compressed.report, 0))
+
+    async def models(self) -> dict[str, Any]:
+        """Every model id: one for each policy, and the model alone."""
+        return {"data": await self.backend.models()}
+
+    async def metrics(self) -> Response:
+        """Prometheus metrics of all replicas of this service's HTTP side."""
+        families = await self.backend.metrics(self.telemetry.families())
+        return Response(exposition(families), media_type=CONTENT_TYPE_LATEST)
+
+    async def healthz(self) -> Health:
+        """Whether this process lives."""
+        return Health(status="ok")
+
+    async def readyz(self) -> JSONResponse:
+        """Whether requests would be answered."""
+        if self.admission.draining:
+            return JSONResponse({"status": "draining"}, 503)
+        try:
+            async with asyncio.timeout(5):
+                models = await self.backend.models()
+        except TimeoutError:
+            return JSONResponse({"status": "not ready"}, 503, {"Retry-After": str(self.config.api.retry_after_s)})
+        except ApiError as error:
+            busy = error.code == "overloaded"  # a full queue is ready, for it empties
+            return JSONResponse({"status": "busy" if busy else "not ready"}, 200 if busy else 503, error.headers())
+        return JSONResponse({"status": "ready" if models else "not ready"}, 200 if models else 503)
+
+    async def _outcome(self, asked: EngineRequest, videos: list[VideoInput]) -> Answer | Compressed:
         async with self._deadline():
-            compressed = await self.backend.compress(asked, videos)
-        if isinstance(compressed, Failed):
-            raise compressed.error
-        self._note(request, compressed.report, 0)
-        return compression_of(f"cmpr-{secrets.token_hex(12)}", body.model, compressed, _elapsed(request))
+            outcome = await self.backend.answer(asked, videos)
+        if isinstance(outcome, Failed):
+            raise outcome.error
+        return outcome
 
     async def _streamed(
         self, asked: EngineRequest, videos: list[VideoInput], request: Request, include_usage: bool
@@ -141,11 +175,10 @@ class _Service:
                         case Delta(text):
                             yield chunk(name, model, created, {"content": text})
                         case Finished(reason, tokens, report):
-                            self._note(request, report, tokens)
+                            usage = self._usage(request, report, tokens)
                             yield chunk(name, model, created, {}, reason)
                             if include_usage:
-                                usage = usage_of(report, tokens, _elapsed(request)).model_dump()
-                                yield chunk(name, model, created, None, usage=usage)
+                                yield chunk(name, model, created, None, usage=usage.model_dump())
                         case Failed(error):
                             raise error
         except ApiError as error:  # the status has been sent: the error is an event, as OpenAI's clients expect
@@ -154,30 +187,14 @@ class _Service:
             return
         yield "data: [DONE]\n\n"
 
-    async def ready(self) -> JSONResponse:
-        """200 as soon as an engine answers; a full queue is ready, for it empties; a draining replica is not."""
-        if self.admission.draining:
-            return JSONResponse({"status": "draining"}, 503)
-        try:
-            async with asyncio.timeout(5):
-                models = await self.backend.models()
-        except TimeoutError:
-            return JSONResponse({"status": "not ready"}, 503, {"Retry-After": str(self.config.api.retry_after_s)})
-        except ApiError as error:
-            busy = error.code == "overloaded"
-            return JSONResponse({"status": "busy" if busy else "not ready"}, 200 if busy else 503, error.headers())
-        return JSONResponse({"status": "ready" if models else "not ready"}, 200 if models else 503)
-
-    async def metrics(self) -> Response:
-        families = await self.backend.metrics(self.telemetry.families())
-        return Response(exposition(families), media_type=CONTENT_TYPE_LATEST)
-
     async def refuse(self, request: Request, error: Exception) -> Response:
+        """OpenAI's form of an error."""
         assert isinstance(error, ApiError)
         self.telemetry.refused(error.code)
         return JSONResponse(error.body(), error.status, error.headers())
 
     async def refuse_invalid(self, request: Request, error: Exception) -> Response:
+        """A body that does not fit."""
         assert isinstance(error, RequestValidationError)
         return await self.refuse(request, _validation_error(error))
 
@@ -191,12 +208,22 @@ class _Service:
         response.headers.update(error.headers or {})
         return response
 
-    def _deadline(self, since: float | None = None) -> "_Deadline":
+    @asynccontextmanager
+    async def _deadline(self, since: float | None = None) -> AsyncIterator[None]:
+        """503 where the block outlasts what is left of ``api.request_timeout_s``."""
         spent = 0.0 if since is None else time.perf_counter() - since
-        return _Deadline(self.config.api.request_timeout_s - spent, self.config.api.retry_after_s)
+        limit = asyncio.timeout(max(0.0, self.config.api.request_timeout_s - spent))
+        try:
+            async with limit:
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise  # somebody else's
+            late = "the answer took too long; ask for fewer tokens or try again"
+            raise ApiError(503, "timeout", late, retry_after_s=self.config.api.retry_after_s) from None
 
-    def _note(self, request: Request, report: Report, completion_tokens: int) -> None:
-        """For metrics and the log line."""
+    def _usage(self, request: Request, report: Report, completion_tokens: int) -> Usage:
+        """What a request used, noted for the metrics and its log line."""
         self.telemetry.used(report, completion_tokens)
         request.state.log = {
             "model": report.model,
@@ -205,58 +232,11 @@ class _Service:
             "kept": report.video_tokens_kept,
             "completion_tokens": completion_tokens,
         }
+        return usage_of(report, completion_tokens, time.perf_counter() - request.state.started)
 
 
-class _Deadline:
-    """``asyncio.timeout`` that raises 503."""
-
-    def __init__(self, seconds: float, retry_after_s: int) -> None:
-        self._timeout = asyncio.timeout(max(0.0, seconds))
-        self._retry_after_s = retry_after_s
-
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-
-    async def __aexit__(self, *caught: Any) -> None:  # noqa: ANN401
-        try:
-            await self._timeout.__aexit__(*caught)
-        except TimeoutError:
-            late = "the answer took too long; ask for fewer tokens or try again"
-            raise ApiError(503, "timeout", late, retry_after_s=self._retry_after_s) from None
-
-
-def _add_api(app: FastAPI, service: _Service) -> None:
-    @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_ERRORS)
-    async def chat_completions(body: ChatRequest, request: Request) -> Any:  # noqa: ANN401
-        """Answer a chat about videos from the tokens that matter for it."""
-        return await service.chat(body, request)
-
-    @app.post("/v1/compress", response_model=Compression, responses=_ERRORS)
-    async def compress(body: CompressRequest, request: Request) -> Compression:
-        """The video tokens retained for a question, without an answer."""
-        return await service.compress(body, request)
-
-    @app.get("/v1/models", response_model=Models, responses={status: _ERRORS[status] for status in (401, 503)})
-    async def models() -> Models:
-        """Every model id: one for each policy, and the model alone."""
-        return models_of(await service.backend.models())
-
-    @app.get("/metrics", response_class=Response, responses={401: _ERRORS[401]})
-    async def metrics() -> Response:
-        """Prometheus metrics of all replicas of this service's HTTP side."""
-        return await service.metrics()
-
-
-def _add_probes(app: FastAPI, service: _Service) -> None:
-    @app.get("/healthz", response_model=Health)
-    async def healthz() -> Health:
-        """Whether this process lives."""
-        return Health(status="ok")
-
-    @app.get("/readyz", response_model=Health, responses={503: {"model": Health, "description": "not ready"}})
-    async def readyz() -> Response:
-        """Whether requests would be answered."""
-        return await service.ready()
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: _ERRORS[status] for status in statuses}
 
 
 def _validation_error(error: RequestValidationError) -> ApiError:
@@ -277,8 +257,3 @@ def _validation_error(error: RequestValidationError) -> ApiError:
 
 def _completion_id() -> str:
     return f"chatcmpl-{secrets.token_hex(12)}"
-
-
-def _elapsed(request: Request) -> float:
-    started: float = request.state.started
-    return time.perf_counter() - started

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from serving.config import ServiceConfig
-from serving.engine.records import Compression, Decoding, EngineRequest, Extra, Message
+from serving.engine.records import CompressionWish, Decoding, EngineRequest, Extra, Message
 from serving.errors import ApiError, invalid
 from serving.media.records import Sampling, VideoInput
 from serving.media.urls import parse_video_url
@@ -88,16 +88,6 @@ class MediaReading(Body):
     """vLLM's ``media_io_kwargs``."""
 
     video: VideoReading = VideoReading()
-
-
-class CompressionWish(Body):
-    """This service's extension: which video tokens the language model reads."""
-
-    retention: Annotated[Number, Field(gt=0, le=1)] | None = Field(None, description="share of video tokens to keep")
-    method: Annotated[str, Field(max_length=64)] | None = Field(
-        None, description="'policy', a training-free method, or 'all'; GET /v1/models lists them"
-    )
-    positions: Literal["original", "contiguous"] | None = Field(None, description="position ids of retained tokens")
 
 
 class Asking(Body):
@@ -196,11 +186,10 @@ def engine_request(
         raise invalid("messages", f"{characters} characters of text; at most {config.api.max_text_chars} are taken")
     if len(videos) > config.api.max_videos:
         raise invalid("messages", f"{len(videos)} videos; at most {config.api.max_videos} are taken")
-    wish = body.compression
     request = EngineRequest(
         model=body.model,
         messages=tuple(messages),
-        compression=Compression(wish.retention, wish.method, wish.positions),
+        compression=body.compression,
         decoding=_decoding(body, config) if isinstance(body, ChatRequest) else None,
         extras=frozenset(body.include) if isinstance(body, CompressRequest) else frozenset(),
         time_left_s=config.api.request_timeout_s,

@@ -2,12 +2,23 @@
 
 import base64
 import json
+import secrets
 import time
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from serving.engine.records import Compressed, FinishReason, ModelCard, Report
+from cacovid.config import Positions
+from serving.engine.records import Compressed, FinishReason, Report
+
+
+def _base64(content: bytes | None) -> str | None:
+    return None if content is None else base64.b64encode(content).decode()
+
+
+def _pictures(frames: Sequence[bytes]) -> list[str] | None:
+    return [f"data:image/jpeg;base64,{_base64(frame)}" for frame in frames] or None
 
 
 class StageTimings(BaseModel):
@@ -28,7 +39,7 @@ class CompressionUsed(BaseModel):
 
     method: str
     retention: float
-    positions: Literal["original", "contiguous"]
+    positions: Positions
 
 
 class Usage(BaseModel):
@@ -74,6 +85,8 @@ class ChatCompletion(BaseModel):
 class Grid(BaseModel):
     """How video tokens lie: index = (frame * rows + row) * columns + column."""
 
+    model_config = ConfigDict(from_attributes=True)
+
     frames: int = Field(description="temporal steps")
     rows: int
     columns: int
@@ -93,9 +106,15 @@ class Compression(BaseModel):
     frame_scores: list[float] | None
     timestamps: list[float] = Field(description="seconds of the sampled frames")
     frames_per_step: float = Field(description="sampled frames to a temporal step")
-    embeddings: str | None = Field(description="base64 of safetensors: embeddings, indices, pinned rows")
-    prompt_embeds: str | None = Field(description="base64 of torch.save of (tokens, width), for vLLM's prompt_embeds")
-    frames: list[str] | None = Field(description="the sampled frames as data:image/jpeg")
+    embeddings: Annotated[str | None, BeforeValidator(_base64)] = Field(
+        description="base64 of safetensors: embeddings, indices, pinned rows"
+    )
+    prompt_embeds: Annotated[str | None, BeforeValidator(_base64)] = Field(
+        description="base64 of torch.save of (tokens, width), for vLLM's prompt_embeds"
+    )
+    frames: Annotated[list[str] | None, BeforeValidator(_pictures)] = Field(
+        description="the sampled frames as data:image/jpeg"
+    )
     usage: Usage
 
 
@@ -150,47 +169,15 @@ def usage_of(report: Report, completion_tokens: int, total_s: float) -> Usage:
         prompt_tokens_before=report.prompt_tokens,
         video_tokens=report.video_tokens,
         video_tokens_kept=report.video_tokens_kept,
-        compression=CompressionUsed(method=report.method, retention=report.retention, positions=report.positions),
+        compression=CompressionUsed(**vars(report)),
         timings=StageTimings(**report.timings.milliseconds(), total_ms=round(1000 * total_s, 3)),
     )
 
 
-def compression_of(name: str, model: str, compressed: Compressed, total_s: float) -> Compression:
-    """The answer of ``POST /v1/compress``."""
-    report = compressed.report
-    return Compression(
-        id=name,
-        created=int(time.time()),
-        model=model,
-        grid=Grid(frames=report.grid[0], rows=report.grid[1], columns=report.grid[2]),
-        kept=compressed.kept,
-        frame_budgets=compressed.frame_budgets,
-        token_scores=compressed.token_scores,
-        frame_scores=compressed.frame_scores,
-        timestamps=compressed.timestamps,
-        frames_per_step=compressed.frames_per_step,
-        embeddings=_base64(compressed.embeddings),
-        prompt_embeds=_base64(compressed.prompt_embeds),
-        frames=[f"data:image/jpeg;base64,{_base64(frame)}" for frame in compressed.frames] or None,
-        usage=usage_of(report, 0, total_s),
-    )
-
-
-def models_of(cards: list[ModelCard]) -> Models:
-    """The answer of ``GET /v1/models``."""
-    return Models(
-        data=[
-            Model(
-                id=card.id,
-                policy=card.policy,
-                trained_steps=card.trained_steps,
-                methods=list(card.methods),
-                num_frames=card.num_frames,
-                positions=card.positions,
-            )
-            for card in cards
-        ]
-    )
+def compression_of(compressed: Compressed, usage: Usage) -> Compression:
+    """The answer of ``POST /v1/compress``; fields of the engine's records that it does not have are left out."""
+    fields = vars(compressed.report) | vars(compressed)
+    return Compression(id=f"cmpr-{secrets.token_hex(12)}", created=int(time.time()), usage=usage, **fields)
 
 
 def chunk(
@@ -212,7 +199,3 @@ def chunk(
 def server_event(body: dict[str, Any]) -> str:
     """One ``data:`` line."""
     return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
-
-
-def _base64(content: bytes | None) -> str | None:
-    return None if content is None else base64.b64encode(content).decode()

@@ -8,7 +8,6 @@ from prometheus_client.registry import Collector
 from serving.engine.records import Report
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
-_STAGES = ("queue", "fetch", "decode", "encode", "policy", "first_token", "generate")
 
 
 class Telemetry:
@@ -57,8 +56,8 @@ class Telemetry:
             self._video.labels(self._replica, part).inc(video)
             self._prompt.labels(self._replica, part).inc(prompt)
         self._completion.labels(self._replica).inc(completion_tokens)
-        for stage in _STAGES:
-            self._stage.labels(self._replica, stage).observe(getattr(report.timings, stage))
+        for stage, seconds in vars(report.timings).items():
+            self._stage.labels(self._replica, stage).observe(seconds)
 
     def families(self) -> list[Metric]:
         """All metrics of this replica."""

@@ -16,7 +16,7 @@ import torch
 
 from serving.config import EngineConfig
 from serving.engine.engine import Engine, Job
-from serving.engine.records import Answer, Compressed, Delta, EngineRequest, Event, Failed, Finished, Started
+from serving.engine.records import Answer, Compressed, Delta, EngineRequest, Event, Failed, Finished, Outcome
 from serving.errors import internal_error
 from serving.media.records import Clip
 
@@ -41,8 +41,9 @@ class Batcher:
         return self._queue.qsize()
 
     def start(self) -> None:
-        """Begin to take requests."""
-        self._task = asyncio.get_running_loop().create_task(self._work())
+        """Begin to take requests, the first time; a loop that has ended stays a fault."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._work())
 
     async def stop(self) -> None:
         """Let the running batch finish, then end the thread."""
@@ -76,8 +77,8 @@ class Batcher:
         finally:
             job.cancelled.set()
 
-    async def answer(self, request: EngineRequest, clips: Sequence[Clip]) -> Answer | Failed:
-        """The whole answer of one request."""
+    async def answer(self, request: EngineRequest, clips: Sequence[Clip]) -> Outcome:
+        """The outcome of one request as a whole."""
         texts: list[str] = []
         async with aclosing(self.events(request, clips)) as events:
             async for event in events:
@@ -86,19 +87,9 @@ class Batcher:
                         texts.append(text)
                     case Finished():
                         return Answer("".join(texts), event)
-                    case Failed():
+                    case Compressed() | Failed():
                         return event
-                    case Started():
-                        pass
-        raise AssertionError("events end with Finished or Failed")
-
-    async def compress(self, request: EngineRequest, clips: Sequence[Clip]) -> Compressed | Failed:
-        """The tokens retained for one request without decoding."""
-        async with aclosing(self.events(request, clips)) as events:
-            async for event in events:
-                if isinstance(event, (Compressed, Failed)):
-                    return event
-        raise AssertionError("events end with Compressed or Failed")
+        raise AssertionError("events end with Finished, Compressed or Failed")
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from cacovid.config import Positions
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.encoded import Encoded
 from cacovid.models.packing import kept_columns
-from serving.engine.records import Positions
 from serving.errors import invalid
 
 

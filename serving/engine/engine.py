@@ -27,7 +27,7 @@ from serving.config import EngineConfig
 from serving.engine.decoding import Row, RowSampler, RowWatcher
 from serving.engine.embeddings import kept_embeddings, prompt_embeds
 from serving.engine.join import join
-from serving.engine.prompts import Prompt, PromptBuilder, methods_of, score
+from serving.engine.prompts import Prompt, PromptBuilder, methods_of, run_policy
 from serving.engine.records import (
     POLICY,
     Compressed,
@@ -257,7 +257,7 @@ def _passing(groups: Sequence[list[Pending]], step: Callable[[list[Pending]], No
 
 def _score(group: list[Pending]) -> None:
     if group[0][1].method == POLICY:
-        score([prompt for _, prompt in group])
+        run_policy([prompt for _, prompt in group])
 
 
 def _grouped(pending: Sequence[Pending], key: Callable[[Prompt], object]) -> list[list[Pending]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from cacovid.config import Positions
 from cacovid.errors import UserError
 from cacovid.methods.protocol import EvaluationCase
 from cacovid.methods.registry import BASELINES
@@ -21,7 +22,7 @@ from cacovid.policy.base import CompressionPolicy
 from cacovid.records import VideoQuestion
 from serving.config import EngineConfig
 from serving.engine.cache import FeatureCache
-from serving.engine.records import ALL, POLICY, Compression, EngineRequest, Positions, Report, Timings
+from serving.engine.records import ALL, POLICY, CompressionWish, EngineRequest, Grid, Report, Timings
 from serving.errors import ApiError, invalid
 from serving.media.records import Clip
 
@@ -62,7 +63,7 @@ class Prompt:
             method=self.method,
             retention=self.retention,
             positions=self.positions,
-            grid=(self.encoded.grid.frames, self.encoded.grid.rows, self.encoded.grid.columns),
+            grid=Grid(*self.encoded.grid),
             video_tokens=self.encoded.grid.tokens,
             video_tokens_kept=len(self.kept),
             prompt_tokens=self.encoded.length,
@@ -161,7 +162,7 @@ class PromptBuilder:
                 raise invalid("messages", f"the text holds the model's control token {found[0]!r}: remove it")
 
 
-def score(prompts: Sequence[Prompt]) -> None:
+def run_policy(prompts: Sequence[Prompt]) -> None:
     """Run one policy on prompts of one grid, all of which name it, and keep its scores."""
     policy = prompts[0].policy
     assert policy is not None
@@ -176,7 +177,7 @@ def methods_of(policy: CompressionPolicy | None) -> tuple[str, ...]:
     return (*((POLICY,) if policy is not None else ()), *TRAINING_FREE, ALL)
 
 
-def _method(wish: Compression, policy: CompressionPolicy | None, default: float) -> tuple[str, float]:
+def _method(wish: CompressionWish, policy: CompressionPolicy | None, default: float) -> tuple[str, float]:
     """Method and retention; a model id without a policy keeps all tokens unless another method is named."""
     method = wish.method or (ALL if policy is None else POLICY)
     if method not in methods_of(policy):

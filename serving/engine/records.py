@@ -5,12 +5,13 @@ Shape legend: N video tokens, T frames (temporal steps), k retained tokens.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from cacovid.config import Positions
 from serving.errors import ApiError
 
-Positions = Literal["original", "contiguous"]
-Grid = tuple[int, int, int]  # frames, rows, columns, as cacovid.records.TokenGrid, without torch behind it
 Message = Mapping[str, Any]  # of a chat, as transformers' chat templates take them; videos as {"type": "video"}
 Extra = Literal["embeddings", "prompt_embeds", "frames"]
 FinishReason = Literal["stop", "length"]
@@ -19,13 +20,20 @@ ALL = "all"  # the method that keeps every token
 POLICY = "policy"
 
 
-@dataclass(frozen=True)
-class Compression:
-    """The request's wishes; None takes the policy's or the service's own."""
+class CompressionWish(BaseModel):
+    """This service's extension: which video tokens the language model reads."""
 
-    retention: float | None = None
-    method: str | None = None
-    positions: Positions | None = None
+    # None takes the policy's or the service's own. A part of request bodies: it goes to the engine as it is.
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    retention: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = Field(
+        None, description="share of video tokens to keep"
+    )
+    method: Annotated[str, Field(max_length=64)] | None = Field(
+        None, description="'policy', a training-free method, or 'all'; GET /v1/models lists them"
+    )
+    positions: Positions | None = Field(None, description="position ids of retained tokens")
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class EngineRequest:
 
     model: str
     messages: tuple[Message, ...]
-    compression: Compression = Compression()
+    compression: CompressionWish = field(default_factory=CompressionWish)
     decoding: Decoding | None = None
     extras: frozenset[Extra] = frozenset()
     time_left_s: float = 600.0  # given up afterwards
@@ -66,6 +74,14 @@ class Timings:
     def milliseconds(self) -> dict[str, float]:
         """By stage, as ``usage`` reports them."""
         return {f"{name}_ms": round(1000 * seconds, 3) for name, seconds in vars(self).items()}
+
+
+class Grid(NamedTuple):
+    """As cacovid.records.TokenGrid, without torch behind it."""
+
+    frames: int  # temporal steps T
+    rows: int
+    columns: int
 
 
 @dataclass(frozen=True)
@@ -139,6 +155,9 @@ class Answer:
 
     text: str
     finished: Finished
+
+
+Outcome = Answer | Compressed | Failed  # of a request as a whole: Compressed for one without decoding
 
 
 @dataclass(frozen=True)

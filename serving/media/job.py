@@ -23,7 +23,7 @@ HEAD = 8  # bytes of a length prefix
 
 
 @dataclass(frozen=True)
-class Job:
+class DecodingJob:
     """What a decoding process is to do."""
 
     video: VideoInput
@@ -43,7 +43,7 @@ class Job:
         return json.dumps(fields).encode()
 
     @classmethod
-    def parse(cls, head: bytes, location: bytes) -> "Job":
+    def parse(cls, head: bytes, location: bytes) -> "DecodingJob":
         """The inverse of :meth:`head`."""
         fields: dict[str, Any] = json.loads(head)
         video = VideoInput(fields["kind"], location.decode(), Sampling(**fields["sampling"]))
@@ -52,8 +52,8 @@ class Job:
 
 def run(link: socket.socket) -> None:
     """The life of a decoding process, from shutting itself in to the answer."""
-    job = Job.parse(receive(link), receive(link))
-    limits.enter(limits.ProcessLimits.of(job.config))
+    job = DecodingJob.parse(receive(link), receive(link))
+    limits.enter(job.config)
     started = time.perf_counter()
     try:
         video, key, fetched = _read(job)
@@ -76,7 +76,7 @@ def run(link: socket.socket) -> None:
     link.sendall(video.frames.data.cast("B"))
 
 
-def _read(job: Job) -> tuple[DecodedVideo, str, float]:
+def _read(job: DecodingJob) -> tuple[DecodedVideo, str, float]:
     """Frames, key, and when the bytes were here."""
     video, config = job.video, job.config
     if video.kind == "frames":

@@ -3,7 +3,6 @@
 import ctypes
 import resource
 import signal
-from dataclasses import dataclass
 from pathlib import Path
 
 from serving.config import MediaConfig
@@ -12,30 +11,16 @@ _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS, _PR_SET_DUMPABLE = 1, 38, 4
 _OPEN_FILES = 64
 
 
-@dataclass(frozen=True)
-class ProcessLimits:
-    """Bounds set by the kernel."""
-
-    memory_bytes: int  # address space beyond what the process holds on entering
-    cpu_s: int
-    file_bytes: int  # of any file it writes
-
-    @classmethod
-    def of(cls, config: MediaConfig) -> "ProcessLimits":
-        """From the service's configuration; one block more than the largest video may be written."""
-        return cls(config.job_memory_bytes, config.job_cpu_s, config.max_bytes + (1 << 20))
-
-
-def enter(limits: ProcessLimits) -> None:
-    """Shut this process in: dies with its parent, gains no rights, leaves no core file, is bounded."""
+def enter(config: MediaConfig) -> None:
+    """Shut this process in: dies with its parent, gains no rights, leaves no core file, is bounded by the kernel."""
     libc = ctypes.CDLL(None, use_errno=True)
     for option, value in ((_PR_SET_PDEATHSIG, signal.SIGKILL), (_PR_SET_NO_NEW_PRIVS, 1), (_PR_SET_DUMPABLE, 0)):
         if libc.prctl(option, value, 0, 0, 0):
             raise OSError(ctypes.get_errno(), f"prctl {option}")
     bounds = (
-        (resource.RLIMIT_AS, _address_space() + limits.memory_bytes),
-        (resource.RLIMIT_CPU, limits.cpu_s),
-        (resource.RLIMIT_FSIZE, limits.file_bytes),
+        (resource.RLIMIT_AS, _address_space() + config.job_memory_bytes),
+        (resource.RLIMIT_CPU, config.job_cpu_s),
+        (resource.RLIMIT_FSIZE, config.max_bytes + (1 << 20)),  # above our own bound, whose refusal says more
         (resource.RLIMIT_NOFILE, _OPEN_FILES),
         (resource.RLIMIT_CORE, 0),
     )

@@ -18,7 +18,7 @@ import numpy as np
 
 from serving.config import MediaConfig
 from serving.errors import ApiError, bad_video, overloaded
-from serving.media.job import HEAD, Job
+from serving.media.job import HEAD, DecodingJob
 from serving.media.records import Clip, VideoInput
 
 logger = logging.getLogger("cacovid.serving.media")
@@ -60,7 +60,7 @@ class Sandbox:
         folder = tempfile.mkdtemp(prefix="cacovid-media-")
         try:
             async with self._running:
-                return await self._run(Job(video, folder, self._default_frames, self._config))
+                return await self._run(DecodingJob(video, folder, self._default_frames, self._config))
         finally:
             self._held -= 1
             shutil.rmtree(folder, ignore_errors=True)
@@ -88,7 +88,7 @@ class Sandbox:
             self._template.wait()
             self._template = None
 
-    async def _run(self, job: Job) -> Clip:
+    async def _run(self, job: DecodingJob) -> Clip:
         async with self._process() as (link, process):
             try:
                 async with asyncio.timeout(self._config.job_timeout_s):
@@ -100,7 +100,7 @@ class Sandbox:
                 logger.warning("a decoding process died (pidfd %d); its video was refused", process)
                 raise bad_video("unreadable_video", "the video broke its decoder or needs too much of it") from None
 
-    async def _exchange(self, link: socket.socket, job: Job) -> Clip:
+    async def _exchange(self, link: socket.socket, job: DecodingJob) -> Clip:
         loop = asyncio.get_running_loop()
         head = job.head()
         location = job.video.location.encode()
@@ -146,18 +146,22 @@ class Sandbox:
                 raise
 
     def _request_fork(self, link: socket.socket) -> int:
-        for last in (False, True):
-            if self._template is None or self._template.poll() is not None or self._control is None:
-                self.close()
-                self._start()
-            assert self._control is not None
-            try:
-                return _forked(self._control, link)
-            except (EOFError, OSError):
-                self.close()
-                if last:
-                    raise
-        raise AssertionError("the loop returns or raises")
+        try:
+            return self._forked(link)
+        except (EOFError, OSError):  # the template has died meanwhile
+            self.close()
+            return self._forked(link)
+
+    def _forked(self, link: socket.socket) -> int:
+        if self._template is None or self._template.poll() is not None or self._control is None:
+            self.close()
+            self._start()
+        assert self._control is not None
+        socket.send_fds(self._control, [b"1"], [link.fileno()])
+        _, handles, _, _ = socket.recv_fds(self._control, 1, 1)
+        if not handles:
+            raise EOFError
+        return handles[0]
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -180,14 +184,6 @@ class Sandbox:
             )
         ours.settimeout(60.0)
         self._control = ours
-
-
-def _forked(control: socket.socket, link: socket.socket) -> int:
-    socket.send_fds(control, [b"1"], [link.fileno()])
-    _, handles, _, _ = socket.recv_fds(control, 1, 1)
-    if not handles:
-        raise EOFError
-    return handles[0]
 
 
 async def _clip(link: socket.socket, answer: dict[str, Any], max_bytes: int) -> Clip:

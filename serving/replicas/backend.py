@@ -17,17 +17,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
 from serving.config import ServiceConfig
-from serving.engine.records import (
-    Answer,
-    Compressed,
-    Delta,
-    EngineRequest,
-    Event,
-    Failed,
-    Finished,
-    ModelCard,
-    Started,
-)
+from serving.engine.records import Delta, EngineRequest, Event, Failed, Finished, ModelCard, Outcome, Started
 from serving.errors import ApiError, overloaded
 from serving.media.records import VideoInput
 
@@ -48,17 +38,10 @@ class ServeBackend:
         self._streams = engine.options(stream=True)
         self._ingress = ingress
 
-    async def answer(self, request: EngineRequest, videos: Sequence[VideoInput]) -> Answer | Failed:
-        """The whole answer."""
-        answer: Answer | Failed = await self._tried(lambda: self._engine.answer.remote(request, *self._clips(videos)))
-        return answer
-
-    async def compress(self, request: EngineRequest, videos: Sequence[VideoInput]) -> Compressed | Failed:
-        """The retained tokens alone."""
-        compressed: Compressed | Failed = await self._tried(
-            lambda: self._engine.compress.remote(request, *self._clips(videos))
-        )
-        return compressed
+    async def answer(self, request: EngineRequest, videos: Sequence[VideoInput]) -> Outcome:
+        """The outcome as a whole."""
+        outcome: Outcome = await self._tried(lambda: self._engine.answer.remote(request, *self._clips(videos)))
+        return outcome
 
     async def models(self) -> list[ModelCard]:
         """Every model id, from any engine replica."""

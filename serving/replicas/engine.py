@@ -6,7 +6,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from serving.config import ServiceConfig
-from serving.engine.records import Answer, Compressed, EngineRequest, Event, Failed, ModelCard
+from serving.engine.records import EngineRequest, Event, Failed, ModelCard, Outcome
 from serving.logs import set_up_logs
 from serving.media.records import Clip
 
@@ -32,32 +32,26 @@ class EngineReplica:
             torch.set_num_threads(config.engine.threads)
         self._engine = Engine(load_video_llm(config.model), config.engine, config.base_id)
         self._batcher = Batcher(self._engine, config.engine)
-        self._started = False
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Serve the policies of ``user_config['policies']`` from the next batch on."""
         self._engine.load_policies(user_config["policies"])
         logger.info("policies: %s", ", ".join(card.id for card in self._engine.models()))
 
-    async def answer(self, request: EngineRequest, *clips: Clip | Failed) -> Answer | Failed:
-        """The whole answer."""
-        refusal = _refusal(clips)
-        return refusal or await self._running().answer(request, _usable(clips))
+    async def answer(self, request: EngineRequest, *clips: Clip | Failed) -> Outcome:
+        """The outcome as a whole."""
+        read = _all_read(clips)
+        return read if isinstance(read, Failed) else await self._running().answer(request, read)
 
     async def stream(self, request: EngineRequest, *clips: Clip | Failed) -> AsyncIterator[Event]:
         """Events up to Finished or Failed."""
-        refusal = _refusal(clips)
-        if refusal:
-            yield refusal
+        read = _all_read(clips)
+        if isinstance(read, Failed):
+            yield read
             return
-        async with aclosing(self._running().events(request, _usable(clips))) as events:
+        async with aclosing(self._running().events(request, read)) as events:
             async for event in events:
                 yield event
-
-    async def compress(self, request: EngineRequest, *clips: Clip | Failed) -> Compressed | Failed:
-        """The retained tokens alone."""
-        refusal = _refusal(clips)
-        return refusal or await self._running().compress(request, _usable(clips))
 
     async def models(self) -> list[ModelCard]:
         """Every model id."""
@@ -71,16 +65,11 @@ class EngineReplica:
 
     def _running(self) -> "Batcher":
         """The batcher, started in the loop that requests run in."""
-        if not self._started:
-            self._batcher.start()
-            self._started = True
+        self._batcher.start()
         return self._batcher
 
 
-def _refusal(clips: tuple[Clip | Failed, ...]) -> Failed | None:
-    """The first video's refusal, if any."""
-    return next((clip for clip in clips if isinstance(clip, Failed)), None)
-
-
-def _usable(clips: tuple[Clip | Failed, ...]) -> list[Clip]:
-    return [clip for clip in clips if isinstance(clip, Clip)]
+def _all_read(clips: tuple[Clip | Failed, ...]) -> list[Clip] | Failed:
+    """The clips, or the refusal of the first video that has none."""
+    refusal = next((clip for clip in clips if isinstance(clip, Failed)), None)
+    return refusal or [clip for clip in clips if isinstance(clip, Clip)]

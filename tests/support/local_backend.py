@@ -9,7 +9,7 @@ from prometheus_client import Metric
 from serving.config import ServiceConfig
 from serving.engine.batcher import Batcher
 from serving.engine.engine import Engine
-from serving.engine.records import Answer, Compressed, EngineRequest, Event, Failed, ModelCard
+from serving.engine.records import EngineRequest, Event, Failed, ModelCard, Outcome
 from serving.errors import ApiError, overloaded
 from serving.media.records import Clip, VideoInput
 from serving.media.sandbox import Sandbox
@@ -32,7 +32,7 @@ class LocalBackend:
         await self._batcher.stop()
         self._sandbox.close()
 
-    async def answer(self, request: EngineRequest, videos: Sequence[VideoInput]) -> Answer | Failed:
+    async def answer(self, request: EngineRequest, videos: Sequence[VideoInput]) -> Outcome:
         """See :class:`Backend`."""
         try:
             return await self._batcher.answer(request, await self._clips(videos))
@@ -49,13 +49,6 @@ class LocalBackend:
         async with aclosing(self._batcher.events(request, clips)) as events:
             async for event in events:
                 yield event
-
-    async def compress(self, request: EngineRequest, videos: Sequence[VideoInput]) -> Compressed | Failed:
-        """See :class:`Backend`."""
-        try:
-            return await self._batcher.compress(request, await self._clips(videos))
-        except ApiError as error:
-            return Failed(error)
 
     async def models(self) -> list[ModelCard]:
         """See :class:`Backend`."""

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load as load_tensors
 
 from serving.engine.records import (
-    Compression,
+    CompressionWish,
 )
 from tests.support.serving_engine import QUESTION, clip_of, compresses, engine_of, failure, one, tiny_llm
 from tests.support.tiny_models import BUILDERS
@@ -25,7 +25,7 @@ def test_kept_embeddings_are_the_models(llm, engine):
 def test_prompt_embeds_give_the_same_logits_or_are_refused(kind):
     llm = tiny_llm(kind)
     engine = engine_of(kind)
-    wish = Compression(0.2, positions="contiguous")
+    wish = CompressionWish(retention=0.2, positions="contiguous")
     event = one(engine, compresses(compression=wish, extras=frozenset({"prompt_embeds"})))[0]
     if kind in ("qwen2_5_vl", "qwen3_vl"):
         assert failure([event]).error.status == 422
@@ -42,5 +42,7 @@ def test_prompt_embeds_give_the_same_logits_or_are_refused(kind):
 
 
 def test_prompt_embeds_with_gaps_between_positions_are_refused(engine):
-    events = one(engine, compresses(compression=Compression(0.2, positions="original"), extras={"prompt_embeds"}))
+    events = one(
+        engine, compresses(compression=CompressionWish(retention=0.2, positions="original"), extras={"prompt_embeds"})
+    )
     assert failure(events).error.param == "compression.positions"

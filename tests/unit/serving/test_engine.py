@@ -8,7 +8,7 @@ from cacovid.methods.selection import budget
 from serving.engine.engine import Job
 from serving.engine.records import (
     Compressed,
-    Compression,
+    CompressionWish,
     Decoding,
     Delta,
     EngineRequest,
@@ -37,10 +37,10 @@ def test_a_batch_of_prompts_of_different_lengths_answers_as_each_alone(kind):
     """Left padding, joined tower outputs and per-request positions, for every family of models."""
     engine = engine_of(kind)
     asked = [
-        (asks(QUESTION, compression=Compression(0.2)), [clip_of(0)]),
-        (asks(WORDY, compression=Compression(0.2, positions="contiguous")), [clip_of(1)]),
-        (asks(WORDY, compression=Compression(0.2, method="uniform")), [clip_of(0)]),
-        (asks("where?", compression=Compression(0.5)), [clip_of(1)]),
+        (asks(QUESTION, compression=CompressionWish(retention=0.2)), [clip_of(0)]),
+        (asks(WORDY, compression=CompressionWish(retention=0.2, positions="contiguous")), [clip_of(1)]),
+        (asks(WORDY, compression=CompressionWish(retention=0.2, method="uniform")), [clip_of(0)]),
+        (asks("where?", compression=CompressionWish(retention=0.5)), [clip_of(1)]),
     ]
     together = [text_of(events) for events in run(engine, *asked)]
     alone = [text_of(run(engine, each)[0]) for each in asked]
@@ -50,8 +50,8 @@ def test_a_batch_of_prompts_of_different_lengths_answers_as_each_alone(kind):
 
 def test_the_answer_is_the_librarys(llm, engine):
     """The same tokens kept and the same greedy text as the adapter gives, which test_models.py proves right."""
-    events = one(engine, asks(compression=Compression(0.2)))
-    compressed = one(engine, compresses(compression=Compression(0.2)))[0]
+    events = one(engine, asks(compression=CompressionWish(retention=0.2)))
+    compressed = one(engine, compresses(compression=CompressionWish(retention=0.2)))[0]
     encoded = llm.encode(llm.watch(clip_of(0).frames), QUESTION)
     expected = llm.answer(encoded, torch.tensor([compressed.kept]), 6).texts[0]
     assert text_of(events) == expected
@@ -82,7 +82,7 @@ def test_every_request_of_a_batch_has_its_own_length(engine):
 @pytest.mark.parametrize("method", ["policy", "uniform", "random", "divprune", "text-cosine", "all"])
 def test_every_method_keeps_its_budget(engine, method):
     retention = None if method == "all" else 0.25
-    compressed = one(engine, compresses(compression=Compression(retention, method)))[0]
+    compressed = one(engine, compresses(compression=CompressionWish(retention=retention, method=method)))[0]
     assert isinstance(compressed, Compressed)
     tokens = compressed.report.video_tokens
     assert len(compressed.kept) == (tokens if method == "all" else budget(0.25, tokens))
@@ -95,8 +95,9 @@ def test_a_model_without_policy_keeps_all_tokens_or_uses_a_method_that_needs_non
     whole = one(engine, compresses(model="plain"))[0]
     assert whole.report.method == "all"
     assert len(whole.kept) == whole.report.video_tokens
-    assert failure(one(engine, asks(model="plain", compression=Compression(method="policy")))).error.status == 422
-    assert one(engine, compresses(model="plain", compression=Compression(0.1, "uniform")))[0].report.retention == 0.1
+    assert failure(one(engine, asks(model="plain", compression=CompressionWish(method="policy")))).error.status == 422
+    wish = CompressionWish(retention=0.1, method="uniform")
+    assert one(engine, compresses(model="plain", compression=wish))[0].report.retention == 0.1
 
 
 def test_an_unknown_model_is_not_found(engine):
@@ -182,8 +183,8 @@ def test_scores_that_do_not_fit_into_memory_are_refused_and_the_others_of_the_ba
     def greedy(prompts):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("serving.engine.engine.score", greedy)
-    other = asks(compression=Compression(0.2, "uniform"))
+    monkeypatch.setattr("serving.engine.engine.run_policy", greedy)
+    other = asks(compression=CompressionWish(retention=0.2, method="uniform"))
     events = run(engine, (asks(), [clip_of(0)]), (other, [clip_of(0)]))
     assert (failure(events[0]).error.status, failure(events[0]).error.code) == (503, "overloaded")
     assert isinstance(events[1][-1], Finished)
