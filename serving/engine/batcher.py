@@ -15,7 +15,8 @@ from contextlib import aclosing
 import torch
 
 from serving.config import EngineConfig
-from serving.engine.engine import Engine, Job
+from serving.engine.engine import Engine
+from serving.engine.prompts import Job
 from serving.engine.records import Answer, Compressed, Delta, EngineRequest, Event, Failed, Finished, Outcome
 from serving.errors import internal_error
 from serving.media.records import Clip

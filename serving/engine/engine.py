@@ -9,11 +9,9 @@ Shape legend: B requests, k retained tokens.
 
 import io
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,50 +25,19 @@ from serving.config import EngineConfig
 from serving.engine.decoding import Row, RowSampler, RowWatcher
 from serving.engine.embeddings import kept_embeddings, prompt_embeds
 from serving.engine.join import join
-from serving.engine.prompts import Prompt, PromptBuilder, methods_of, run_policy
+from serving.engine.prompts import Job, Prompt, PromptBuilder, methods_of, run_policy
 from serving.engine.records import (
     POLICY,
     Compressed,
     Delta,
-    EngineRequest,
-    Event,
     Failed,
     Finished,
     ModelCard,
     Started,
-    Timings,
 )
 from serving.errors import ApiError, internal_error, invalid, overloaded
-from serving.media.records import Clip
 
 logger = logging.getLogger("cacovid.serving.engine")
-
-
-@dataclass(eq=False)
-class Job:
-    """One request in the engine's hands; ``emit`` takes its events from the engine's thread."""
-
-    request: EngineRequest
-    clips: Sequence[Clip]
-    emit: Callable[[Event], None]
-    submitted: float = field(default_factory=time.perf_counter)
-    started: float = 0.0
-    cancelled: threading.Event = field(default_factory=threading.Event)
-
-    def timings(self, prompt: Prompt, policy_s: float, row: Row | None = None) -> Timings:
-        """Seconds of every stage so far."""
-        return Timings(
-            queue=self.started - self.submitted,
-            fetch=sum(clip.fetch_s for clip in self.clips),
-            decode=sum(clip.decode_s for clip in self.clips),
-            encode=prompt.encode_s,
-            policy=policy_s,
-            first_token=row.first_token_s if row else 0.0,
-            generate=row.generate_s if row else 0.0,
-        )
-
-
-Pending = tuple[Job, Prompt]
 
 
 class Engine:
@@ -111,31 +78,33 @@ class Engine:
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Answer ``jobs`` together; every job gets its events; its first Finished, Compressed or Failed is the last."""
-        pending: list[Pending] = []
+        encoded: list[Prompt] = []
         for job in jobs:
             with _refusals(job):
-                pending.append((job, self._encoded(job)))
+                encoded.append(self._encoded(job))
         started = time.perf_counter()
-        scored = _passing(_grouped(pending, _scored_together), _score)
-        selected = _passing([[each] for each in scored], lambda one: self._builder.select(one[0][1]))
+        scored = _passing(_grouped(encoded, _scored_together), _score)
+        selected = _passing([[each] for each in scored], lambda one: self._builder.select(one[0]))
         policy_s = time.perf_counter() - started
-        answered: list[Pending] = []
-        for job, prompt in selected:
+        answered: list[Prompt] = []
+        for prompt in selected:
+            prompt.policy_s = policy_s
             if prompt.request.decoding is None:
-                with _refusals(job):
-                    job.emit(self._compressed(job, prompt, policy_s))
+                with _refusals(prompt.job):
+                    prompt.job.emit(self._compressed(prompt))
             else:
-                job.emit(Started(prompt.report(job.timings(prompt, policy_s))))
-                answered.append((job, prompt))
+                prompt.job.emit(Started())
+                answered.append(prompt)
         for group in _grouped(answered, _answered_together):
             for part in self._parts(group):
-                self._answer(part, policy_s)
+                with _refusals(*(prompt.job for prompt in part)):
+                    self._generate(part)
 
     def _encoded(self, job: Job) -> Prompt:
         job.started = time.perf_counter()
         if job.cancelled.is_set() or job.started - job.submitted > job.request.time_left_s:
             raise overloaded("the request waited too long", 1)
-        return self._builder.encode(job.request, job.clips, self._policy(job.request.model))
+        return self._builder.encode(job, self._policy(job.request.model))
 
     def _policy(self, model: str) -> CompressionPolicy | None:
         if model == self._base_id:
@@ -144,61 +113,58 @@ class Engine:
             raise ApiError(404, "model_not_found", "there is no such model here: GET /v1/models lists them", "model")
         return self._policies[model]
 
-    def _compressed(self, job: Job, prompt: Prompt, policy_s: float) -> Compressed:
+    def _compressed(self, prompt: Prompt) -> Compressed:
         """The outcome of a request without decoding; raises ApiError for extras that cannot be had."""
-        encoded, extras = prompt.encoded, prompt.request.extras
-        if not job.clips:
+        encoded, extras, clips = prompt.encoded, prompt.request.extras, prompt.job.clips
+        if not clips:
             raise invalid("messages", "there is no video to compress: add a video_url part")
         kept = prompt.kept.to(self.video_llm.device)
         return Compressed(
-            report=prompt.report(job.timings(prompt, policy_s)),
+            report=prompt.report(),
             kept=prompt.kept.tolist(),
             frame_budgets=torch.bincount(prompt.kept // encoded.grid.per_frame, minlength=encoded.grid.frames).tolist(),
             token_scores=None if prompt.token_scores is None else prompt.token_scores.tolist(),
             frame_scores=None if prompt.frame_scores is None else prompt.frame_scores.tolist(),
-            timestamps=[seconds for clip in job.clips for seconds in clip.timestamps],
-            frames_per_step=sum(len(clip.frames) for clip in job.clips) / encoded.grid.frames,
+            timestamps=[seconds for clip in clips for seconds in clip.timestamps],
+            frames_per_step=sum(len(clip.frames) for clip in clips) / encoded.grid.frames,
             embeddings=kept_embeddings(self.video_llm, encoded, kept) if "embeddings" in extras else None,
             prompt_embeds=prompt_embeds(self.video_llm, encoded, kept, prompt.positions)
             if "prompt_embeds" in extras
             else None,
-            frames=[_jpeg(frame) for clip in job.clips for frame in clip.frames] if "frames" in extras else [],
+            frames=[_jpeg(frame) for clip in clips for frame in clip.frames] if "frames" in extras else [],
         )
 
-    def _parts(self, group: list[Pending]) -> list[list[Pending]]:
+    def _parts(self, group: list[Prompt]) -> list[list[Prompt]]:
         """Batches of at most ``max_batch_tokens`` tokens (but at least one request), padding included."""
-        parts: list[list[Pending]] = []
+        parts: list[list[Prompt]] = []
         longest = 0
-        for job, prompt in group:
+        for prompt in group:
             assert prompt.request.decoding is not None
             length = prompt.length + prompt.request.decoding.max_tokens
             longest = max(longest, length)
             if parts and longest * (len(parts[-1]) + 1) <= self._config.max_batch_tokens:
-                parts[-1].append((job, prompt))
+                parts[-1].append(prompt)
             else:
-                parts.append([(job, prompt)])
+                parts.append([prompt])
                 longest = length
         return parts
 
-    def _answer(self, part: list[Pending], policy_s: float) -> None:
-        rows = [self._row(job, prompt, policy_s) for job, prompt in part]
-        with _refusals(*(job for job, _ in part)):
-            self._generate([prompt for _, prompt in part], rows)
-
-    def _row(self, job: Job, prompt: Prompt, policy_s: float) -> Row:
+    def _row(self, prompt: Prompt) -> Row:
         """The answer of one request; its last event goes out as soon as it is whole."""
-        assert prompt.request.decoding is not None
+        job, decoding = prompt.job, prompt.request.decoding
+        assert decoding is not None
 
         def end(row: Row) -> None:
             assert row.reason is not None
-            job.emit(Finished(row.reason, row.tokens, prompt.report(job.timings(prompt, policy_s, row))))
+            job.emit(Finished(row.reason, row.tokens, prompt.report(row.first_token_s, row.generate_s)))
 
         tokenizer = self.video_llm.processor.tokenizer
-        return Row(prompt.request.decoding, tokenizer, lambda text: job.emit(Delta(text)), end, job.cancelled.is_set)
+        return Row(decoding, tokenizer, lambda text: job.emit(Delta(text)), end, job.cancelled.is_set)
 
     @torch.inference_mode()
-    def _generate(self, prompts: Sequence[Prompt], rows: Sequence[Row]) -> None:
-        """Draw tokens until every row is done."""
+    def _generate(self, prompts: Sequence[Prompt]) -> None:
+        """Draw tokens until every answer is whole."""
+        rows = [self._row(prompt) for prompt in prompts]
         llm = self.video_llm
         packed = [llm.pack(prompt.encoded, prompt.kept[None].to(llm.device), prompt.positions) for prompt in prompts]
         arguments: dict[str, Any] = join(packed, pad_token=int(llm.model.generation_config.pad_token_id))
@@ -245,26 +211,26 @@ def _refusals(*jobs: Job) -> Iterator[None]:
         job.emit(Failed(refusal))
 
 
-def _passing(groups: Sequence[list[Pending]], step: Callable[[list[Pending]], None]) -> list[Pending]:
+def _passing(groups: Sequence[list[Prompt]], step: Callable[[list[Prompt]], None]) -> list[Prompt]:
     """Those of the groups that ``step`` did not refuse."""
-    passed: list[Pending] = []
+    passed: list[Prompt] = []
     for group in groups:
-        with _refusals(*(job for job, _ in group)):
+        with _refusals(*(prompt.job for prompt in group)):
             step(group)
             passed += group
     return passed
 
 
-def _score(group: list[Pending]) -> None:
-    if group[0][1].method == POLICY:
-        run_policy([prompt for _, prompt in group])
+def _score(group: list[Prompt]) -> None:
+    if group[0].method == POLICY:
+        run_policy(group)
 
 
-def _grouped(pending: Sequence[Pending], key: Callable[[Prompt], object]) -> list[list[Pending]]:
-    """Runs of jobs with equal keys, in order of first appearance."""
-    groups: dict[object, list[Pending]] = {}
-    for job, prompt in pending:
-        groups.setdefault(key(prompt), []).append((job, prompt))
+def _grouped(prompts: Sequence[Prompt], key: Callable[[Prompt], object]) -> list[list[Prompt]]:
+    """Those with equal keys together, in order of first appearance."""
+    groups: dict[object, list[Prompt]] = {}
+    for prompt in prompts:
+        groups.setdefault(key(prompt), []).append(prompt)
     return list(groups.values())
 
 

@@ -4,8 +4,9 @@ Shape legend: N video tokens, k retained tokens.
 """
 
 import re
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,7 +23,7 @@ from cacovid.policy.base import CompressionPolicy
 from cacovid.records import VideoQuestion
 from serving.config import EngineConfig
 from serving.engine.cache import FeatureCache
-from serving.engine.records import ALL, POLICY, CompressionWish, EngineRequest, Grid, Report, Timings
+from serving.engine.records import ALL, POLICY, CompressionWish, EngineRequest, Event, Grid, Report, Timings
 from serving.errors import ApiError, invalid
 from serving.media.records import Clip
 
@@ -31,19 +32,37 @@ _OPTION = re.compile(r"^[A-Z][.)] ", re.MULTILINE)
 
 
 @dataclass(eq=False)
-class Prompt:
-    """One request on its way: encoded, then scored and selected."""
+class Job:
+    """One request in the engine's hands; ``emit`` takes its events from the engine's thread."""
 
     request: EngineRequest
+    clips: Sequence[Clip]
+    emit: Callable[[Event], None]
+    submitted: float = field(default_factory=time.perf_counter)
+    started: float = 0.0
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(eq=False)
+class Prompt:
+    """A job on its way: encoded, then scored and selected."""
+
+    job: Job
     policy: CompressionPolicy | None
     method: str
     retention: float
     positions: Positions
     encoded: Encoded
     encode_s: float
+    policy_s: float = 0.0
     kept: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))  # (k,) on the CPU
     token_scores: Tensor | None = None  # (N,)
     frame_scores: Tensor | None = None  # (T,)
+
+    @property
+    def request(self) -> EngineRequest:
+        """What the job asks."""
+        return self.job.request
 
     @property
     def length(self) -> int:
@@ -56,8 +75,17 @@ class Prompt:
         original = int(self.encoded.position_ids[-1].max()) + 1 if self.encoded.position_ids.numel() else 0
         return self.length if self.positions == "contiguous" else original
 
-    def report(self, timings: Timings) -> Report:
-        """What was kept, for the client."""
+    def report(self, first_token_s: float = 0.0, generate_s: float = 0.0) -> Report:
+        """What was kept and how long it took so far, for the client."""
+        timings = Timings(
+            queue=self.job.started - self.job.submitted,
+            fetch=sum(clip.fetch_s for clip in self.job.clips),
+            decode=sum(clip.decode_s for clip in self.job.clips),
+            encode=self.encode_s,
+            policy=self.policy_s,
+            first_token=first_token_s,
+            generate=generate_s,
+        )
         return Report(
             model=self.request.model,
             method=self.method,
@@ -86,21 +114,22 @@ class PromptBuilder:
         text = video_llm.model.config.get_text_config()
         self._max_position = int(text.max_position_embeddings)
 
-    def encode(self, request: EngineRequest, clips: Sequence[Clip], policy: CompressionPolicy | None) -> Prompt:
+    def encode(self, job: Job, policy: CompressionPolicy | None) -> Prompt:
         """Check, run the tower where the clip is not cached, and tokenise.
 
         Raises:
             ApiError: wishes that do not fit, control tokens in the text, a prompt that is too long.
         """
+        request = job.request
         method, retention = _method(request.compression, policy, self._config.default_retention)
-        if method != ALL and not clips:
+        if method != ALL and not job.clips:
             method, retention = ALL, 1.0  # nothing to compress
         self._check_text(request)
         started = time.perf_counter()
         try:
             features = [
                 self._cache.get(clip.key, lambda clip=clip: self._llm.watch(clip.frames, fps=clip.fps))  # type: ignore[misc]
-                for clip in clips
+                for clip in job.clips
             ]
             encoded = self._llm.encode_chat(request.messages, features)
         except UserError as error:
@@ -109,7 +138,7 @@ class PromptBuilder:
             raise _too_long(encoded.length, self._config.max_prompt_tokens)
         fallback = self._llm.config.positions if policy is None else policy.metadata.positions
         return Prompt(
-            request=request,
+            job=job,
             policy=policy,
             method=method,
             retention=retention,

@@ -104,8 +104,6 @@ class Report:
 class Started:
     """The request is valid and its answer begins."""
 
-    report: Report
-
 
 @dataclass(frozen=True)
 class Delta:

@@ -14,7 +14,8 @@ from cacovid.models.adapter import VideoLLM
 from cacovid.models.loading import load_video_llm
 from cacovid.policy.build import policy_for
 from serving.config import EngineConfig
-from serving.engine.engine import Engine, Job
+from serving.engine.engine import Engine
+from serving.engine.prompts import Job
 from serving.engine.records import Decoding, Delta, EngineRequest, Event, Failed
 from serving.media.records import Clip
 from tests.support.tiny_models import save_tiny_model

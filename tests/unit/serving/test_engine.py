@@ -5,7 +5,7 @@ import torch
 
 from cacovid.errors import UserError
 from cacovid.methods.selection import budget
-from serving.engine.engine import Job
+from serving.engine.prompts import Job
 from serving.engine.records import (
     Compressed,
     CompressionWish,

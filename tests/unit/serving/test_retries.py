@@ -159,8 +159,8 @@ def test_a_request_that_is_given_up_is_cancelled_at_its_replica():
 
 
 def test_a_stream_goes_on_where_it_was_cut():
-    first = [Started(REPORT), Delta("the "), Delta("ring "), ActorDiedError()]
-    second = [Started(REPORT), Delta("the ri"), Delta("ng is"), Delta(" red"), ANSWER.finished]
+    first = [Started(), Delta("the "), Delta("ring "), ActorDiedError()]
+    second = [Started(), Delta("the ri"), Delta("ng is"), Delta(" red"), ANSWER.finished]
     events = streamed(Handle(first, second))
     assert "".join(event.text for event in events if isinstance(event, Delta)) == "the ring is red"
     assert sum(isinstance(event, Started) for event in events) == 1
@@ -168,7 +168,7 @@ def test_a_stream_goes_on_where_it_was_cut():
 
 
 def test_a_stream_that_was_cut_before_it_began_has_all_of_its_events():
-    whole = [Started(REPORT), Delta("red"), ANSWER.finished]
+    whole = [Started(), Delta("red"), ANSWER.finished]
     assert streamed(Handle([RayServeException("an upstream actor died")], whole)) == whole
 
 
@@ -180,7 +180,7 @@ class Unassigned(Response):
 
 
 def test_a_stream_whose_frames_died_before_an_engine_took_it_is_sent_again():
-    whole = [Started(REPORT), Delta("red"), ANSWER.finished]
+    whole = [Started(), Delta("red"), ANSWER.finished]
     handle = Handle(Unassigned([RayServeException("an upstream actor died")]), whole)
     assert streamed(handle) == whole
 
@@ -208,13 +208,13 @@ def test_a_request_that_is_given_up_when_its_assignment_has_failed_is_given_up_a
 
 
 def test_a_stream_whose_second_try_says_less_ends_with_an_error():
-    first = [Started(REPORT), Delta("red ring"), ActorDiedError()]
-    events = streamed(Handle(first, [Started(REPORT), Delta("red"), ANSWER.finished]))
+    first = [Started(), Delta("red ring"), ActorDiedError()]
+    events = streamed(Handle(first, [Started(), Delta("red"), ANSWER.finished]))
     assert isinstance(events[-1], Failed)
 
 
 def test_a_stream_that_would_contradict_itself_ends_with_an_error():
-    events = streamed(Handle([Started(REPORT), Delta("red"), ActorDiedError()], [Started(REPORT), Delta("blue")]))
+    events = streamed(Handle([Started(), Delta("red"), ActorDiedError()], [Started(), Delta("blue")]))
     assert isinstance(events[-1], Failed)
     assert [event.text for event in events if isinstance(event, Delta)] == ["red"]
 
