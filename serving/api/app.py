@@ -1,4 +1,11 @@
-"""The FastAPI application: routes, and errors in OpenAI's form."""
+"""The FastAPI application: routes, and errors in OpenAI's form.
+
+    request -> Gate (id, key, admission, body) -> route: engine_request (checks) -> backend.answer -> response
+                 ^                                                               -> backend.stream -> server-sent events
+                 +-- ApiError, raised anywhere -> {"error": ...} with its status; once a stream runs, its last event
+
+The backend hands refusals on as values (``Failed``): raised in a replica they would be logged there as faults.
+"""
 
 import asyncio
 import re

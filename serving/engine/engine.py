@@ -1,8 +1,11 @@
 """One Video-LLM that compresses and answers for any number of policies, several requests at once.
 
-A batch runs in these steps: encode each request (towers of cached clips are skipped); score the
-requests of one policy and one token grid together; select; answer together those that keep equally
-many tokens (their prompts may differ in length: they are padded on the left).
+    jobs -> encode, each alone -> score, those of one policy and token grid together -> select, each alone
+         -> emit Compressed                    (requests without decoding)
+         -> Started, generate, those that keep equally many tokens together -> Delta ... Finished, each at its own end
+
+Towers of cached clips are skipped. Prompts that are answered together may differ in length: they are padded on
+the left. A refusal or fault at any step is the last event of its jobs alone; the batch goes on without them.
 
 Shape legend: B requests, k retained tokens.
 """

@@ -1,4 +1,13 @@
-"""Reads videos in processes that can be killed: a hang, a crash or greed ends one process, not the service."""
+"""Reads videos in processes that can be killed: a hang, a crash or greed ends one process, not the service.
+
+    Sandbox.read --- one end of a socket pair ---> template --fork--> decoding process
+        |          <-- pidfd, to kill it by -------                        |
+        | --- DecodingJob, location -------------------------------------> | fetches and decodes, shut in
+        | <-- JSON head and raw frames, or a refusal --------------------- | ends
+
+Forking from a template that is single-threaded and warm takes milliseconds; forking the replica itself would copy
+its threads' locks and its secrets.
+"""
 
 import asyncio
 import json
