@@ -4,7 +4,6 @@ import base64
 import io
 import itertools
 import json
-import statistics
 import threading
 import time
 from collections import Counter
@@ -17,6 +16,7 @@ from typing import Any
 import urllib3
 from urllib3.exceptions import HTTPError
 
+from benchmarks.timing import seconds
 from cacovid.answering.prompting import lettered
 from cacovid.embedded.clips import draw_clip
 from cacovid.embedded.questions import clip_questions
@@ -94,11 +94,12 @@ def bounded_load(url: str, bodies: Sequence[Body], clients: int) -> Outcomes:
                     return
                 send(url, body, outcomes, pool)
 
-    started = time.perf_counter()
-    with ThreadPoolExecutor(clients) as threads:
-        for done in [threads.submit(work) for _ in range(clients)]:
-            done.result()
-    outcomes.elapsed_s = time.perf_counter() - started
+    def whole() -> None:
+        with ThreadPoolExecutor(clients) as threads:
+            for done in [threads.submit(work) for _ in range(clients)]:
+                done.result()
+
+    outcomes.elapsed_s = seconds(whole)
     return outcomes
 
 
@@ -153,8 +154,3 @@ class LoadClip:
             "media_io_kwargs": {"video": {"num_frames": frames}},
             "compression": {"retention": retention},
         }
-
-
-def median_ms(seconds: Sequence[float]) -> float:
-    """Median in milliseconds."""
-    return 1000 * statistics.median(seconds)

@@ -6,19 +6,16 @@ optimiser step in plain PyTorch and through the DeepSpeed learner group. Rounds 
 of the machine's speed hits both sides; ratios are taken within a round.
 """
 
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import ray
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from actors.task import RolloutTask, parts
+from benchmarks.table import show_ratios
+from benchmarks.timing import alternating_rounds
 from cacovid.config import TrainConfig
 from cacovid.config_files import with_overrides
 from cacovid.data.reader import ItemReader
@@ -63,13 +60,6 @@ class Plain:
         optimizer.step()
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Wall time of ``work()``."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
 def pooled(algorithm: CPO, steps: range) -> None:
     """Rollouts of ``steps`` through the actors, without the learner."""
     tasks = [
@@ -82,15 +72,14 @@ def pooled(algorithm: CPO, steps: range) -> None:
 
 def main() -> None:
     """What Ray and DeepSpeed cost over a plain process, side by side, printed as two tables."""
-    console = Console()
     torch.set_num_threads(1)
     with connected(None), tempfile.TemporaryDirectory() as folder:
         overrides = {"data.train_clips": CLIPS, "run.steps": 10_000, "data.cache_bytes": 0}
         config = with_overrides(TrainConfig(), overrides)
         algorithm: CPO = CPOConfig.from_train_config(config).training(run_dir=folder).build_algo()
         try:
-            _rollouts(console, algorithm, config)
-            _learner(console, algorithm, config)
+            _rollouts(algorithm, config)
+            _learner(algorithm, config)
         finally:
             algorithm.stop()
 
@@ -100,7 +89,7 @@ def _plain(config: TrainConfig) -> Plain:
     return Plain(reader, policy_for(reader.video_llm, config), config)
 
 
-def _rollouts(console: Console, algorithm: CPO, config: TrainConfig) -> None:
+def _rollouts(algorithm: CPO, config: TrainConfig) -> None:
     plain = _plain(config)
     steps = range(STEPS_PER_ROUND)
     combinations = STEPS_PER_ROUND * config.run.items_per_step * config.sampling.group
@@ -115,24 +104,17 @@ def _rollouts(console: Console, algorithm: CPO, config: TrainConfig) -> None:
 
     for warm in (one_process, system):
         warm()
-    rounds = []
-    for _ in range(ROUNDS):
-        algorithm.pool.settle()
-        alone = seconds(one_process)
-        actors = seconds(lambda: pooled(algorithm, steps))
-        rounds.append((alone, actors, seconds(system)))
-    table = Table(title=f"combinations scored per second, median of {ROUNDS} rounds of {combinations}")
-    for name in ("", "combinations/s", "ratio to one plain process (min - max)"):
-        table.add_column(name)
-    names = ("one plain process", "two rollout actors", "whole system: two actors, one learner, replay")
-    for place, name in enumerate(names):
-        rates = [combinations / each[place] for each in rounds]
-        ratios = [each[0] / each[place] for each in rounds]
-        table.add_row(name, f"{statistics.median(rates):.0f}", _spread(ratios))
-    console.print(table)
+    sides = {
+        "one plain process": one_process,
+        "two rollout actors": lambda: pooled(algorithm, steps),
+        "whole system: two actors, one learner, replay": system,
+    }
+    times = alternating_rounds(sides, ROUNDS, before=algorithm.pool.settle)
+    title = f"combinations scored per second, median of {ROUNDS} rounds of {combinations}"
+    show_ratios(title, "combinations/s", times, lambda taken: combinations / taken)
 
 
-def _learner(console: Console, algorithm: CPO, config: TrainConfig) -> None:
+def _learner(algorithm: CPO, config: TrainConfig) -> None:
     plain = _plain(config)
     records = [record for step in range(3) for record in plain.roll_out(algorithm, step)]
     records = records[: config.objective.replay_batch]
@@ -147,23 +129,10 @@ def _learner(console: Console, algorithm: CPO, config: TrainConfig) -> None:
 
     in_process()
     through_group()
-    rounds = [(seconds(in_process), seconds(through_group)) for _ in range(4 * ROUNDS)]
-    table = Table(title=f"one optimiser step on {len(records)} questions, median of {len(rounds)} rounds")
-    for name in ("", "milliseconds", "ratio to plain PyTorch (min - max)"):
-        table.add_column(name)
-    for place, name in enumerate(
-        ("plain PyTorch, records in memory", "DeepSpeed learner process, records by reference")
-    ):
-        table.add_row(
-            name,
-            f"{1000 * statistics.median(each[place] for each in rounds):.0f}",
-            _spread([each[place] / each[0] for each in rounds]),
-        )
-    console.print(table)
-
-
-def _spread(ratios: list[float]) -> str:
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f})"
+    sides = {"plain PyTorch": in_process, "DeepSpeed learner process, records by reference": through_group}
+    times = alternating_rounds(sides, 4 * ROUNDS)
+    title = f"one optimiser step on {len(records)} questions, median of {4 * ROUNDS} rounds"
+    show_ratios(title, "milliseconds", times, lambda taken: 1000 * taken)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Everything runs on this machine and over loopback, clients included: they take t
 Retentions alternate from round to round, so that a drift of the machine's speed hits all of them.
 """
 
-import argparse
 import itertools
 import os
 import signal
@@ -13,14 +12,16 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import psutil
 import torch
+import typer
 import urllib3
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.load import Body, LoadClip, Outcomes, bounded_load, median_ms, send, steady_load
+from benchmarks.load import Body, LoadClip, Outcomes, bounded_load, send, steady_load
+from benchmarks.table import show
+from benchmarks.timing import Spread, Work, alternating_rounds, seconds
 from cacovid.compressor import Compressor
 from cacovid.config import TrainConfig
 from cacovid.config_files import with_overrides
@@ -35,28 +36,29 @@ from serving.running import deploy, running_service
 RETENTIONS = (0.25, 0.10, 1.0)
 HOST = "127.0.0.1"
 ENGINE_PROCESS = "ServeReplica:cacovid:engine"
+WARM_UP = 5  # untold rounds of the overhead
 _RECOVERY_S = 90.0
 
 
-def main() -> None:
-    """Run all parts and print their tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--policy", help="policy folder; a fresh one without it (times do not depend on training)")
-    parser.add_argument("--clients", type=int, default=4, help="connections of the load")
-    parser.add_argument("--requests", type=int, default=60, help="requests of one round and retention")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds")
-    options = parser.parse_args()
+def main(
+    policy: Annotated[
+        str | None, typer.Option(help="policy folder; a fresh one without it (times do not depend on training)")
+    ] = None,
+    clients: Annotated[int, typer.Option(min=1, help="connections of the load")] = 4,
+    requests: Annotated[int, typer.Option(min=1, help="requests of one round and retention")] = 60,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds")] = 5,
+) -> None:
+    """The service under load, against a direct call, and through faults and updates, printed as tables."""
     torch.set_num_threads(1)
-    console = Console(width=120)
     with tempfile.TemporaryDirectory() as folder:
-        first = options.policy or _fresh_policy(Path(folder) / "first", seed=0)
+        first = policy or _fresh_policy(Path(folder) / "first", seed=0)
         second = _fresh_policy(Path(folder) / "second", seed=1)
         config = ServiceConfig.model_validate({"policies": {"first": first}, "media": {"max_replicas": 1}})
         port = _free_port()
         with connected(None), running_service(config, HOST, port):
-            bench = Bench(f"http://{HOST}:{port}", port, config, console, options.clients)
-            bench.load("a new video in every request, 8 frames, 288 video tokens", 8, options, fresh=True)
-            bench.load("one known video, 64 frames, 2304 video tokens", 64, options, fresh=False)
+            bench = Bench(port, config, clients, requests, rounds)
+            bench.load("a new video in every request, 8 frames, 288 video tokens", 8, fresh=True)
+            bench.load("one known video, 64 frames, 2304 video tokens", 64, fresh=False)
             bench.overhead(first)
             bench.killed_replica()
             bench.updates(second)
@@ -65,60 +67,63 @@ def main() -> None:
 class Bench:
     """The parts, on one running service."""
 
-    def __init__(self, url: str, port: int, config: ServiceConfig, console: Console, clients: int) -> None:
-        self.url = url
+    def __init__(self, port: int, config: ServiceConfig, clients: int, requests: int, rounds: int) -> None:
+        self.url = f"http://{HOST}:{port}"
         self.port = port
         self.config = config
-        self.console = console
         self.clients = clients
+        self.requests = requests
+        self.rounds = rounds
         self._seeds = itertools.cycle(split_seeds("development", 10_000))
 
-    def load(self, title: str, frames: int, options: argparse.Namespace, *, fresh: bool) -> None:
+    def load(self, title: str, frames: int, *, fresh: bool) -> None:
         """Throughput and latency at each retention."""
-        known = LoadClip.draw(next(self._seeds))
+        known = self._draw()
         outcomes: dict[float, list[Outcomes]] = {retention: [] for retention in RETENTIONS}
-        for number in range(options.rounds + 1):
+        for number in range(self.rounds + 1):
             for retention in RETENTIONS:
-                clips = [LoadClip.draw(next(self._seeds)) if fresh else known for _ in range(options.requests)]
+                clips = [self._draw() if fresh else known for _ in range(self.requests)]
                 bodies = [clip.body("first", retention, frames) for clip in clips]
                 outcome = bounded_load(self.url, bodies, self.clients)
                 if number:  # the first round warms up
                     outcomes[retention].append(outcome)
-        table = _table(
-            f"{title}; {options.clients} clients, {options.rounds} rounds of {options.requests} requests",
-            "retention",
-            "requests/s",
-            "p50 ms",
-            "p95 ms",
-            "p99 ms",
-            "other than 200",
-        )
+        rows = []
         for retention, rounds in outcomes.items():
             whole = _together(rounds)
             shares = [f"{1000 * whole.percentile(share):.0f}" for share in (0.5, 0.95, 0.99)]
-            table.add_row(f"{retention:.0%}", f"{whole.throughput:.1f}", *shares, whole.others())
-        self._show(table)
+            rows.append((f"{retention:.0%}", f"{whole.throughput:.1f}", *shares, whole.others()))
+        show(
+            f"{title}; {self.clients} clients, {self.rounds} rounds of {self.requests} requests",
+            ("retention", "requests/s", "p50 ms", "p95 ms", "p99 ms", "other than 200"),
+            rows,
+        )
 
-    def overhead(self, policy: str, requests: int = 60) -> None:
+    def overhead(self, policy: str) -> None:
         """One client: the same questions by a direct call of the library and through the service, in turn."""
         compressor = Compressor.from_pretrained(policy)
-        direct: list[float] = []
-        outcomes = Outcomes()
+        outcomes, clip = Outcomes(), self._draw()
         with tempfile.TemporaryDirectory() as folder, urllib3.PoolManager(1) as pool:
             path = Path(folder) / "clip.mp4"
-            for number in range(requests + 5):
-                clip = LoadClip.draw(next(self._seeds))
+
+            def another() -> None:
+                nonlocal clip
+                clip = self._draw()
                 path.write_bytes(clip.content)
-                started = time.perf_counter()
-                compressor(path, clip.question, retention=0.1).answer(max_new_tokens=4)
-                if number >= 5:
-                    direct.append(time.perf_counter() - started)
-                send(self.url, clip.body("first", 0.1), outcomes if number >= 5 else Outcomes(), pool)
-        table = _table(f"overhead at 10 %, one client, {requests} new videos each, in turn", "", "median ms")
-        table.add_row("direct call of Compressor in one process", f"{median_ms(direct):.1f}")
-        table.add_row("HTTP, ingress, media process, engine", f"{median_ms(outcomes.seconds):.1f}")
-        table.add_row("difference", f"{median_ms(outcomes.seconds) - median_ms(direct):.1f}")
-        self._show(table)
+
+            sides: dict[str, Work] = {
+                "direct call of Compressor in one process": lambda: compressor(
+                    path, clip.question, retention=0.1
+                ).answer(max_new_tokens=4),
+                "HTTP, ingress, media process, engine": lambda: send(self.url, clip.body("first", 0.1), outcomes, pool),
+            }
+            alternating_rounds(sides, WARM_UP, before=another)
+            times = alternating_rounds(sides, self.requests, before=another)
+        if set(outcomes.statuses) != {200}:
+            raise UserError(f"one client alone got {outcomes.others()}: see Serve's logs")
+        rows = [(name, 1000 * Spread.of(taken).median) for name, taken in times.items()]
+        rows.append(("difference", rows[1][1] - rows[0][1]))
+        title = f"overhead at 10 %, one client, {self.requests} new videos each, in turn"
+        show(title, ("", "median ms"), [(name, f"{median_ms:.1f}") for name, median_ms in rows])
 
     def killed_replica(self) -> None:
         """kill -9 of the only engine replica under load."""
@@ -129,46 +134,38 @@ class Bench:
             killed = time.perf_counter()
             recovered = self._recovered(outcomes, killed)
             time.sleep(3)
-        table = _table("kill -9 of the only engine replica under load", "", "")
-        table.add_row("requests answered", str(outcomes.statuses[200]))
-        table.add_row("refused with 503 and Retry-After", str(outcomes.statuses[503]))
-        table.add_row("lost or another error", str(_failed(outcomes)))
-        table.add_row("first answer after the kill", f"{recovered:.1f} s")
-        self._show(table)
+        rows = (
+            ("requests answered", str(outcomes.statuses[200])),
+            ("refused with 503 and Retry-After", str(outcomes.statuses[503])),
+            ("lost or another error", str(_failed(outcomes))),
+            ("first answer after the kill", f"{recovered:.1f} s"),
+        )
+        show("kill -9 of the only engine replica under load", ("", ""), rows)
 
     def updates(self, policy: str) -> None:
         """Another policy in place, then other settings by new replicas, both under load."""
-        table = _table(
-            "rolling updates under load", "update", "took s", "answered", "failed", "longest gap s", "engine process"
-        )
         policies = self.config.model_copy(update={"policies": {"first": policy}})
         settings = policies.model_copy(update={"engine": self.config.engine.model_copy(update={"max_batch": 4})})
-        for name, config in (("another policy", policies), ("other engine settings", settings)):
-            before = {process.pid for process in _engines()}
-            with steady_load(self.url, self._next_body, self.clients) as outcomes:
-                time.sleep(2)
-                started = time.perf_counter()
-                deploy(config, HOST, self.port)
-                took = time.perf_counter() - started
-                time.sleep(2)
-            same = "kept" if before == {process.pid for process in _engines()} else "replaced"
-            table.add_row(
-                name,
-                f"{took:.1f}",
-                str(outcomes.statuses[200]),
-                str(outcomes.statuses.total() - outcomes.statuses[200]),
-                f"{outcomes.longest_gap():.1f}",
-                same,
-            )
-        self._show(table)
+        rows = [self._update("another policy", policies), self._update("other engine settings", settings)]
+        columns = ("update", "took s", "answered", "failed", "longest gap s", "engine process")
+        show("rolling updates under load", columns, rows)
 
-    def _show(self, table: Table) -> None:
-        """The title on a line of its own, which a table would break to its width."""
-        title, table.title = table.title, None
-        self.console.print(f"\n{title}", table, sep="\n", highlight=False)
+    def _update(self, name: str, config: ServiceConfig) -> tuple[str, ...]:
+        before = {process.pid for process in _engines()}
+        with steady_load(self.url, self._next_body, self.clients) as outcomes:
+            time.sleep(2)
+            took = seconds(lambda: deploy(config, HOST, self.port))
+            time.sleep(2)
+        failed = outcomes.statuses.total() - outcomes.statuses[200]
+        same = "kept" if before == {process.pid for process in _engines()} else "replaced"
+        answered = outcomes.statuses[200]
+        return name, f"{took:.1f}", str(answered), str(failed), f"{outcomes.longest_gap():.1f}", same
 
     def _next_body(self) -> Body:
-        return LoadClip.draw(next(self._seeds)).body("first", 0.1)
+        return self._draw().body("first", 0.1)
+
+    def _draw(self) -> LoadClip:
+        return LoadClip.draw(next(self._seeds))
 
     def _recovered(self, outcomes: Outcomes, killed: float) -> float:
         """Seconds until the first answer after ``killed`` that the dead replica cannot have given."""
@@ -215,12 +212,5 @@ def _free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title)
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place else "left")
-    return table
-
-
 if __name__ == "__main__":
-    main()
+    typer.run(main)

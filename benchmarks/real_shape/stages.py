@@ -4,9 +4,7 @@ Shape legend: B prompts of one optimiser step, G combinations, k retained of N v
 """
 
 import copy
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,6 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.real_shape.mixed_precision import MixedPrecisionAdamW
+from benchmarks.timing import Spread, Work, seconds
 from cacovid.answering.prompting import format_prompt
 from cacovid.config import TrainConfig
 from cacovid.methods.selection import select_tokens
@@ -55,21 +54,22 @@ class Stopwatch:
         self.device = device
         self.repeats = repeats
 
-    def stage(self, name: str, tokens: int, work: Callable[[], object]) -> Stage:
+    def stage(self, name: str, tokens: int, work: Work) -> Stage:
         """Median seconds and peak memory of ``work()``, after one run that warms up."""
         work()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         times = [self._seconds(work) for _ in range(self.repeats)]
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
-        return Stage(name, statistics.median(times), tokens, peak)
+        return Stage(name, Spread.of(times).median, tokens, peak)
 
-    def _seconds(self, work: Callable[[], object]) -> float:
+    def _seconds(self, work: Work) -> float:
+        def until_done() -> None:
+            work()
+            self._wait()
+
         self._wait()
-        started = time.perf_counter()
-        work()
-        self._wait()
-        return time.perf_counter() - started
+        return seconds(until_done)
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
