@@ -69,7 +69,6 @@ class Bench:
 
     def __init__(self, port: int, config: ServiceConfig, clients: int, requests: int, rounds: int) -> None:
         self.url = f"http://{HOST}:{port}"
-        self.port = port
         self.config = config
         self.clients = clients
         self.requests = requests
@@ -154,7 +153,7 @@ class Bench:
         before = {process.pid for process in _engines()}
         with steady_load(self.url, self._next_body, self.clients) as outcomes:
             time.sleep(2)
-            took = seconds(lambda: deploy(config, HOST, self.port))
+            took = seconds(lambda: deploy(config))
             time.sleep(2)
         failed = outcomes.statuses.total() - outcomes.statuses[200]
         same = "kept" if before == {process.pid for process in _engines()} else "replaced"

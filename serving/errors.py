@@ -48,9 +48,9 @@ class ApiError(Exception):
         return f"{self.status} {self.code}: {self.message}"
 
 
-def bad_video(code: str, message: str, param: str | None = "messages") -> ApiError:
+def bad_video(code: str, message: str) -> ApiError:
     """422 for a video that cannot be used."""
-    return ApiError(422, code, message, param)
+    return ApiError(422, code, message, "messages")
 
 
 def invalid(param: str, message: str) -> ApiError:

@@ -48,7 +48,7 @@ def running_service(config: ServiceConfig, host: str, port: int, *, shared: bool
     else:
         _check_room(host, port)
     try:
-        deploy(config, host, port)
+        deploy(config)
         yield
         drain(config.api.request_timeout_s)
     finally:
@@ -58,7 +58,7 @@ def running_service(config: ServiceConfig, host: str, port: int, *, shared: bool
             _withdraw()
 
 
-def deploy(config: ServiceConfig, host: str, port: int) -> None:
+def deploy(config: ServiceConfig) -> None:
     """Serve ``config`` from now on. Other policies go into running replicas; other fields replace replicas.
 
     Returns when the change is done; requests are answered all the while.
@@ -67,7 +67,7 @@ def deploy(config: ServiceConfig, host: str, port: int) -> None:
         UserError: it cannot be served, with the reason; what ran before still runs where Serve could keep it.
     """
     check(config)
-    _declare(deploy_schema(with_absolute_paths(config), host, port))
+    _declare(deploy_schema(with_absolute_paths(config)))
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
         time.sleep(0.1)

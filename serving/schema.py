@@ -17,22 +17,16 @@ APPLICATION, ROUTE = "cacovid", "/"
 _MARGIN_S = 30.0  # after which a request that the ingress should have answered is given up
 
 
-def deploy_schema(config: ServiceConfig, host: str, port: int) -> dict[str, Any]:
-    """Fields of ``ray.serve.schema.ServeDeploySchema`` for one service."""
-    args = config.model_dump(mode="json", exclude={"policies"}, exclude_defaults=True)
-    return {
-        "proxy_location": "HeadOnly",
-        "http_options": http_options(config, host, port),
-        "applications": [
-            {
-                "name": APPLICATION,
-                "route_prefix": ROUTE,
-                "import_path": "serving.application:build",
-                "args": args,
-                "deployments": [{"name": ENGINE, "user_config": engine_user_config(config)}],
-            }
-        ],
+def deploy_schema(config: ServiceConfig) -> dict[str, Any]:
+    """Fields of ``ray.serve.schema.ServeDeploySchema`` for one service; where Serve listens is settled at its start."""
+    application = {
+        "name": APPLICATION,
+        "route_prefix": ROUTE,
+        "import_path": "serving.application:build",
+        "args": config.model_dump(mode="json", exclude={"policies"}, exclude_defaults=True),
+        "deployments": [{"name": ENGINE, "user_config": engine_user_config(config)}],
     }
+    return {"applications": [application]}
 
 
 def http_options(config: ServiceConfig, host: str, port: int) -> dict[str, Any]:

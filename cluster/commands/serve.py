@@ -58,7 +58,7 @@ def serve(
         for _ in _reload_signals():
             try:
                 resolved = _resolved(config, policy or [], model)
-                deploy(resolved, host, port)
+                deploy(resolved)
                 typer.echo(f"reloaded; model ids: {', '.join(_ids(resolved))}")
             except UserError as error:
                 typer.echo(f"not reloaded, the service goes on as it was: {error}", err=True)

@@ -4,7 +4,7 @@ Shape legend: B requests, V vocabulary.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
 from cacovid.seeding import generator
-from serving.engine.records import Decoding, FinishReason
+from serving.engine.prompts import Prompt
+from serving.engine.records import Decoding, Delta, Finished, FinishReason
 
 
 class RowSampler(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
@@ -99,60 +100,44 @@ def _overlap(text: str, stop: str) -> int:
 
 
 class Row:
-    """One answer that is being generated.
+    """One answer that is being generated. Its last event goes out as soon as it is whole; others may go on.
 
     Args:
-        decoding: how it is drawn.
+        prompt: of a request with decoding, its tokens selected.
         tokenizer: turns tokens into text.
-        say: takes further text.
-        end: called once, when the answer is whole; others of its batch may go on.
-        cancelled: whether nobody waits for it any more.
     """
 
-    def __init__(
-        self,
-        decoding: Decoding,
-        tokenizer: Any,  # noqa: ANN401
-        say: Callable[[str], None],
-        end: Callable[["Row"], None],
-        cancelled: Callable[[], bool],
-    ) -> None:
-        self.decoding = decoding
-        self.tokens = 0
-        self.reason: FinishReason | None = None
-        self.first_token_s = 0.0
-        self.generate_s = 0.0
-        self._text = TextAssembler(tokenizer, decoding.stop)
-        self._say = say
-        self._end = end
-        self._cancelled = cancelled
-
-    @property
-    def done(self) -> bool:
-        """Whether no further token is wanted."""
-        return self.reason is not None
+    def __init__(self, prompt: Prompt, tokenizer: Any) -> None:  # noqa: ANN401
+        assert prompt.request.decoding is not None
+        self.prompt = prompt
+        self.decoding = prompt.request.decoding
+        self.done = False
+        self._tokens = 0
+        self._first_token_s = 0.0
+        self._text = TextAssembler(tokenizer, self.decoding.stop)
 
     def take(self, token: int, ends: Sequence[int], elapsed_s: float) -> None:
         """One more token of this row, ``elapsed_s`` after its batch began."""
-        self.first_token_s = self.first_token_s or elapsed_s
-        self.generate_s = elapsed_s
+        self._first_token_s = self._first_token_s or elapsed_s
         if token in ends:
-            self._finish("stop")
+            self._finish("stop", elapsed_s)
             return
-        self.tokens += 1
+        self._tokens += 1
         self._tell(self._text.push(token))
-        if self._text.stopped or self.tokens >= self.decoding.max_tokens or self._cancelled():
-            self._finish("length")
+        cancelled = self.prompt.job.cancelled.is_set()
+        if self._text.stopped or self._tokens >= self.decoding.max_tokens or cancelled:
+            self._finish("length", elapsed_s)
 
-    def _finish(self, reason: FinishReason) -> None:
+    def _finish(self, reason: FinishReason, elapsed_s: float) -> None:
         if not self._text.stopped:
             self._tell(self._text.finish())
-        self.reason = "stop" if self._text.stopped else reason
-        self._end(self)
+        self.done = True
+        report = self.prompt.report(self._first_token_s, elapsed_s)
+        self.prompt.job.emit(Finished("stop" if self._text.stopped else reason, self._tokens, report))
 
     def _tell(self, text: str) -> None:
         if text:
-            self._say(text)
+            self.prompt.job.emit(Delta(text))
 
 
 class RowWatcher(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped

@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -32,15 +32,15 @@ from serving.engine.prompts import Job, Prompt, PromptBuilder, methods_of, run_p
 from serving.engine.records import (
     POLICY,
     Compressed,
-    Delta,
     Failed,
-    Finished,
     ModelCard,
     Started,
 )
 from serving.errors import ApiError, internal_error, invalid, overloaded
 
 logger = logging.getLogger("cacovid.serving.engine")
+
+Member = TypeVar("Member")
 
 
 class Engine:
@@ -89,7 +89,7 @@ class Engine:
         scored = _passing(_grouped(encoded, _scored_together), _score)
         selected = _passing([[each] for each in scored], lambda one: self._builder.select(one[0]))
         policy_s = time.perf_counter() - started
-        answered: list[Prompt] = []
+        rows: list[Row] = []
         for prompt in selected:
             prompt.policy_s = policy_s
             if prompt.request.decoding is None:
@@ -97,10 +97,10 @@ class Engine:
                     prompt.job.emit(self._compressed(prompt))
             else:
                 prompt.job.emit(Started())
-                answered.append(prompt)
-        for group in _grouped(answered, _answered_together):
+                rows.append(Row(prompt, self.video_llm.processor.tokenizer))
+        for group in _grouped(rows, lambda row: _answered_together(row.prompt)):
             for part in self._parts(group):
-                with _refusals(*(prompt.job for prompt in part)):
+                with _refusals(*(row.prompt.job for row in part)):
                     self._generate(part)
 
     def _encoded(self, job: Job) -> Prompt:
@@ -137,37 +137,24 @@ class Engine:
             frames=[_jpeg(frame) for clip in clips for frame in clip.frames] if "frames" in extras else [],
         )
 
-    def _parts(self, group: list[Prompt]) -> list[list[Prompt]]:
+    def _parts(self, group: list[Row]) -> list[list[Row]]:
         """Batches of at most ``max_batch_tokens`` tokens (but at least one request), padding included."""
-        parts: list[list[Prompt]] = []
+        parts: list[list[Row]] = []
         longest = 0
-        for prompt in group:
-            assert prompt.request.decoding is not None
-            length = prompt.length + prompt.request.decoding.max_tokens
+        for row in group:
+            length = row.prompt.length + row.decoding.max_tokens
             longest = max(longest, length)
             if parts and longest * (len(parts[-1]) + 1) <= self._config.max_batch_tokens:
-                parts[-1].append(prompt)
+                parts[-1].append(row)
             else:
-                parts.append([prompt])
+                parts.append([row])
                 longest = length
         return parts
 
-    def _row(self, prompt: Prompt) -> Row:
-        """The answer of one request; its last event goes out as soon as it is whole."""
-        job, decoding = prompt.job, prompt.request.decoding
-        assert decoding is not None
-
-        def end(row: Row) -> None:
-            assert row.reason is not None
-            job.emit(Finished(row.reason, row.tokens, prompt.report(row.first_token_s, row.generate_s)))
-
-        tokenizer = self.video_llm.processor.tokenizer
-        return Row(decoding, tokenizer, lambda text: job.emit(Delta(text)), end, job.cancelled.is_set)
-
     @torch.inference_mode()
-    def _generate(self, prompts: Sequence[Prompt]) -> None:
+    def _generate(self, rows: Sequence[Row]) -> None:
         """Draw tokens until every answer is whole."""
-        rows = [self._row(prompt) for prompt in prompts]
+        prompts = [row.prompt for row in rows]
         llm = self.video_llm
         packed = [llm.pack(prompt.encoded, prompt.kept[None].to(llm.device), prompt.positions) for prompt in prompts]
         arguments: dict[str, Any] = join(packed, pad_token=int(llm.model.generation_config.pad_token_id))
@@ -229,11 +216,11 @@ def _score(group: list[Prompt]) -> None:
         run_policy(group)
 
 
-def _grouped(prompts: Sequence[Prompt], key: Callable[[Prompt], object]) -> list[list[Prompt]]:
+def _grouped(members: Sequence[Member], key: Callable[[Member], object]) -> list[list[Member]]:
     """Those with equal keys together, in order of first appearance."""
-    groups: dict[object, list[Prompt]] = {}
-    for prompt in prompts:
-        groups.setdefault(key(prompt), []).append(prompt)
+    groups: dict[object, list[Member]] = {}
+    for member in members:
+        groups.setdefault(key(member), []).append(member)
     return list(groups.values())
 
 

@@ -170,7 +170,7 @@ def test_new_policies_are_served_without_a_failed_request_or_a_new_replica(servi
     before = [process.pid for process in engines()]
     more = service.config.model_copy(update={"policies": {POLICY: policy_folder(3), "second": policy_folder()}})
     with Load(service) as load:
-        deploy(more, "127.0.0.1", service.port)
+        deploy(more)
         wait_until(lambda: "second" in {model.id for model in service.client().models.list()})
         time.sleep(0.5)
     assert set(load.statuses) == {200}, load.bodies[:2]
@@ -178,13 +178,13 @@ def test_new_policies_are_served_without_a_failed_request_or_a_new_replica(servi
     body = {name: FIXED[name] for name in ("model", "messages", "compression")}
     kept = [service.post(body | {"model": model}, "/v1/compress").json()["kept"] for model in (POLICY, "second")]
     assert kept[0] != kept[1]
-    deploy(service.config, "127.0.0.1", service.port)
+    deploy(service.config)
 
 
 def test_a_broken_policy_is_told_and_the_service_goes_on(service, tmp_path):
     broken = service.config.model_copy(update={"policies": {POLICY: str(tmp_path)}})
     with pytest.raises(UserError, match=r"holds no policy\.json"):
-        deploy(broken, "127.0.0.1", service.port)
+        deploy(broken)
     assert service.post(FIXED).status_code == 200
 
 

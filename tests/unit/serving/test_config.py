@@ -46,7 +46,7 @@ def test_the_proxy_waits_longer_than_the_service_and_not_without_end():
 
 def test_the_declarative_form_keeps_policies_apart_and_comes_back_whole():
     config = service_config(engine={"default_retention": 0.2})
-    fields = deploy_schema(config, "127.0.0.1", 8123)
+    fields = deploy_schema(config)
     application = ServeDeploySchema.model_validate(fields).applications[0]
     assert application.args == {"engine": {"default_retention": 0.2}}
     assert application.deployments[0].user_config["policies"] == {POLICY: policy_folder()}
@@ -57,9 +57,9 @@ def test_a_policy_trained_anew_in_its_folder_is_another_configuration(tmp_path):
     for name in ("policy.json", "policy.safetensors"):
         (tmp_path / name).write_bytes((Path(policy_folder()) / name).read_bytes())
     config = service_config(policies={POLICY: str(tmp_path)})
-    before = deploy_schema(config, "127.0.0.1", 1)
+    before = deploy_schema(config)
     (tmp_path / "policy.safetensors").write_bytes((Path(policy_folder(1)) / "policy.safetensors").read_bytes())
-    after = deploy_schema(config, "127.0.0.1", 1)
+    after = deploy_schema(config)
     assert before["applications"][0]["args"] == after["applications"][0]["args"]
     assert before["applications"][0]["deployments"] != after["applications"][0]["deployments"]
 
