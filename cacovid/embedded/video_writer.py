@@ -27,8 +27,8 @@ def write_mp4(target: Path | BinaryIO, frames: Frames) -> None:
         stream = container.add_stream("libx264", rate=FPS)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        # One thread and no B-frames: the same bytes everywhere and quick to decode. x264's AVX-512 code does not even give
-        # the same ones twice: about one clip in a hundred differs while other threads encode.
+        # One thread and no B-frames: the same bytes everywhere and quick to decode. x264's AVX-512 code does not even
+        # give the same ones twice: about one clip in a hundred differs while other threads encode.
         stream.options = {
             "crf": str(CRF),
             "preset": "veryfast",
