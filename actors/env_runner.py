@@ -56,7 +56,13 @@ class RolloutEnvRunner(EnvRunner, Checkpointable):  # type: ignore[misc]
         return str(ray.get_runtime_context().get_node_id())
 
     def load(self) -> str | None:
-        """Load the replica; returns the traceback where that fails (an exception would end the actor)."""
+        """Load the replica; returns why not where that fails (an exception would end the actor)."""
+        video = self.config.first_video
+        if video is not None and not Path(video).is_file():
+            return (
+                f"{video} is not there on node {ray.util.get_node_ip_address()}: put the questions' videos where every "
+                "node sees them"
+            )
         try:
             self._loaded()
         except Exception:  # noqa: BLE001 - see above; the driver decides

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias
 
 import ray
 from ray._private.state import state as global_state
+from ray.util.client import ray as client
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -110,6 +111,8 @@ class RayHost:
 
     def draining(self) -> dict[str, float]:
         """See :class:`ActorHost`. As Ray Serve asks for them; a deadline of 0 is none."""
+        if client.is_connected():
+            return {}  # Ray's client has no way to ask
         past = time.time() - time.monotonic()
         deadlines = global_state.get_draining_nodes()
         return {node: end / 1000 - past if end else math.inf for node, end in deadlines.items()}

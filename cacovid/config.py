@@ -1,5 +1,6 @@
 """The configuration of a training run: each field's default and meaning stand beside it."""
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -239,6 +240,10 @@ class TrainConfig(Section):
         """Questions of one optimiser step: drawn from the replay buffer, or all of the training step."""
         replays = self.objective.kind == "credit" and self.objective.replay_bytes > 0
         return self.objective.replay_batch if replays else self.run.items_per_step
+
+    def busy_actors(self) -> int:
+        """Most rollout actors that have a task at the same time: those of the steps given out at once."""
+        return (self.actors.staleness + 1) * math.ceil(self.run.items_per_step / self.actors.items_per_task)
 
     def total_updates(self) -> int:
         """Optimiser steps of the whole run, over which the schedule is laid."""

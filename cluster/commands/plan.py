@@ -39,6 +39,13 @@ def plan(
         "Memory beside weights is an estimate; operations count whole attention squares.",
         highlight=False,
     )
+    if settings.actors.places > settings.busy_actors():
+        console.print(
+            f"Of {settings.actors.places} rollout actors at most {settings.busy_actors()} have a task at the same time: "
+            "lower actors.items_per_task, or raise run.items_per_step or actors.staleness",
+            style="yellow",
+            highlight=False,
+        )
 
 
 def _frame_size(text: str) -> tuple[int, int]:
@@ -72,6 +79,7 @@ def _costs(settings: "TrainConfig", made: "Plan") -> "Table":
             "one learner alone",
             f"{learner.total_bytes()[0] / GIB:.1f} GiB, micro-batches of {learner.prompts_per_micro_batch} prompts",
         ),
+        ("rollout actors", f"at most {settings.busy_actors()} have a task at the same time"),
         (
             "one training step",
             f"rollouts {_operations(made.rollout_flops)}, learning {_operations(made.learning_flops)}",

@@ -73,6 +73,7 @@ class CPOConfig(AlgorithmConfig):  # type: ignore[misc]
         self.overrides: dict[str, Any] = {}
         self.run_dir: str | None = None
         self.initial_policy: str | None = None  # folder, once the algorithm has made it
+        self.first_video: str | None = None  # that the driver sees, and every actor must see
         self.env_runner_cls = RolloutEnvRunner
         self.observation_space = DUMMY_SPACE
         self.action_space = DUMMY_SPACE
@@ -193,6 +194,7 @@ class CPO(Algorithm):  # type: ignore[misc]
         # RLlib hands a frozen config over, and takes the given one only where it is a plain dict.
         self.config = resolved.copy(copy_frozen=False)
         self.config.initial_policy = str(self._initial_policy)
+        self.config.first_video = next((item.video for item in items if Path(item.video).is_file()), None)
         if cfg.data.cache_dir is None:
             self.config.training(overrides={"data.cache_dir": str(self.run_dir / "cache")})
         self.env_runner_group = None

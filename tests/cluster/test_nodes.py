@@ -1,9 +1,14 @@
-"""Nodes that go while a run is under way: nothing is lost, nobody is blamed, the policy is the same."""
+"""Nodes that come and go while a run is under way: nothing is lost, nobody is blamed, the policy is the same."""
 
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
+import ray
 import torch
+from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 from cluster.training.cpo import CPO, CPOConfig
@@ -12,47 +17,116 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 
+STEPS = 6
+DRAIN_SECONDS = 30.0
+Weights = dict[str, torch.Tensor]
 
-def build(table: Path, folder: Path, actors: int, learners: int) -> CPO:
+
+def add_rollout_node(nodes: Cluster, actors: int = 2) -> Node:
+    return nodes.add_node(num_cpus=0, resources={"rollout": actors}, object_store_memory=256 << 20)
+
+
+def build(table: Path, folder: Path, *, actors: int, learners: int, **overrides: object) -> CPO:
     """Rollout actors run where a node offers ``rollout``; no learner keeps a record that it has fetched."""
-    overrides = {**SMALL_RUN, "data.train": str(table), "actors.cpus": 0, "learners.record_cache_bytes": 0}
-    config = CPOConfig().training(overrides=overrides, run_dir=str(folder)).learners(num_learners=learners)
+    changed = {
+        **SMALL_RUN,
+        "run.steps": STEPS,
+        "data.train": str(table),
+        "actors.cpus": 0,
+        "learners.record_cache_bytes": 0,
+        **{name.replace("__", "."): value for name, value in overrides.items()},
+    }
+    config = CPOConfig().training(overrides=changed, run_dir=str(folder)).learners(num_learners=learners)
     config = config.env_runners(num_env_runners=actors, custom_resources_per_env_runner={"rollout": 1})
     algorithm: CPO = config.build_algo()
     return algorithm
 
 
-@pytest.fixture
-def undisturbed(table: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
-    algorithm = build(table, tmp_path / "undisturbed", 0, 0)
+@pytest.fixture(scope="module")
+def undisturbed(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    algorithm = build(table, tmp_path_factory.mktemp("undisturbed"), actors=0, learners=0)
     try:
-        for _ in range(SMALL_RUN["run.steps"]):
+        for _ in range(STEPS):
             algorithm.train()
         return algorithm.get_policy().state_dict()
     finally:
         algorithm.stop()
+        ray.shutdown()
 
 
-def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    assert one.keys() == other.keys()
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
+def check(algorithm: CPO, undisturbed: Weights) -> None:
+    """The whole run was done, no item is missing, and the policy is that of the run in the driver alone."""
+    policy = algorithm.get_policy()
+    weights = policy.state_dict()
+    assert policy.metadata.trained_steps == STEPS
+    assert algorithm.skipped.skipped == 0
+    assert max(float((weights[name] - undisturbed[name]).abs().max()) for name in undisturbed) <= 1e-6
 
 
 def test_node_lost_with_its_actors_and_inputs(
-    nodes: Cluster, table: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path
+    undisturbed: Weights, nodes: Cluster, table: Path, tmp_path: Path
 ) -> None:
     """The replay buffer's inputs lie on the node: the next one's actors encode again what updates draw."""
-    first = nodes.add_node(num_cpus=0, resources={"rollout": 2}, object_store_memory=256 << 20)
-    algorithm = build(table, tmp_path / "run", actors=2, learners=1)
+    first = add_rollout_node(nodes)
+    algorithm = build(table, tmp_path, actors=2, learners=1)
     try:
         algorithm.train()
         algorithm.train()
         nodes.remove_node(first, allow_graceful=False)
-        nodes.add_node(num_cpus=0, resources={"rollout": 2}, object_store_memory=256 << 20)
-        rows = [algorithm.train()["cpo"] for _ in range(2)]
-        wait_until(lambda: len(algorithm.pool.handles()) == 2)
-        assert rows[-1]["lost_actors"] == 2
-        assert rows[-1]["skipped"] == 0
-        assert largest_difference(algorithm.get_policy().state_dict(), undisturbed) <= 1e-6
+        add_rollout_node(nodes)
+        for _ in range(STEPS - 2):
+            algorithm.train()
+        assert algorithm.pool.lost_actors == 2
+        check(algorithm, undisturbed)
+    finally:
+        algorithm.stop()
+
+
+def test_drained_node_is_empty_in_time(undisturbed: Weights, nodes: Cluster, table: Path, tmp_path: Path) -> None:
+    """Nothing is lost with it: its actors have left before, and others have their tasks."""
+    first = add_rollout_node(nodes)
+    algorithm = build(table, tmp_path, actors=2, learners=1)
+    try:
+        algorithm.train()
+        algorithm.train()
+        drain = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", nodes.address]
+        drain += ["--node-id", first.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
+        subprocess.run([*drain, "--deadline-remaining-seconds", str(int(DRAIN_SECONDS))], check=True)
+        add_rollout_node(nodes)
+        wait_until(lambda: all(actor.node != first.node_id for actor in algorithm.pool._actors()), DRAIN_SECONDS)
+        nodes.remove_node(first, allow_graceful=False)
+        for _ in range(STEPS - 2):
+            algorithm.train()
+        assert algorithm.pool.lost_actors == 0
+        check(algorithm, undisturbed)
+    finally:
+        algorithm.stop()
+
+
+def test_elastic_pool_follows_nodes_that_come_and_go(
+    undisturbed: Weights, nodes: Cluster, table: Path, tmp_path: Path
+) -> None:
+    """0, 3, 1, 4 nodes of one actor each; in the end all of them are idle and could be released."""
+    algorithm = build(table, tmp_path, actors=0, learners=1, actors__max=4, actors__idle_s=2.0)
+    rollout_nodes: list[Node] = []
+
+    def add(count: int) -> None:
+        rollout_nodes.extend(add_rollout_node(nodes, actors=1) for _ in range(count))
+
+    try:
+        late = threading.Timer(5.0, add, [3])  # the first step waits without a single actor
+        late.start()
+        algorithm.train()
+        late.join()
+        algorithm.train()
+        for node in rollout_nodes[:2]:
+            nodes.remove_node(node, allow_graceful=False)
+        algorithm.train()
+        add(3)
+        for _ in range(STEPS - 3):
+            algorithm.train()
+        check(algorithm, undisturbed)
+        wait_until(lambda: not algorithm.pool.handles())
+        wait_until(lambda: ray.available_resources().get("rollout") == 4)
     finally:
         algorithm.stop()

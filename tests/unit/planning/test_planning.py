@@ -254,3 +254,20 @@ def test_the_command_prints_a_plan_and_refuses_a_bad_size() -> None:
     refused = CliRunner().invoke(app, ["plan", "--frame-size", "0x5"])
     assert isinstance(refused.exception, UserError)
     assert "'0x5' is no size" in str(refused.exception)
+
+
+def test_the_command_warns_of_actors_that_would_have_nothing_to_do() -> None:
+    """Two steps of 16 questions are out at a time, 2 questions a task."""
+    from typer.testing import CliRunner
+
+    from cluster.commands.main import app
+
+    def shown(*overrides: str) -> str:
+        arguments = ["plan", *(word for each in overrides for word in ("--set", each))]
+        return " ".join(CliRunner().invoke(app, arguments, env={"COLUMNS": "200"}).output.split())
+
+    assert "at most 16 have a task at the same time" in shown()
+    warning = "Of 17 rollout actors at most 16 have a task at the same time: lower actors.items_per_task"
+    assert warning in shown("actors.count=17")
+    assert warning not in shown("actors.count=16")
+    assert "Of 17 rollout" not in shown("actors.count=17", "actors.items_per_task=1")
