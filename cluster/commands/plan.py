@@ -39,10 +39,11 @@ def plan(
         "Memory beside weights is an estimate; operations count whole attention squares.",
         highlight=False,
     )
-    if settings.actors.places > settings.busy_actors():
+    places, busy = settings.actors.places, settings.busy_actors()
+    if places > busy:
         console.print(
-            f"Of {settings.actors.places} rollout actors at most {settings.busy_actors()} have a task at the same time: "
-            "lower actors.items_per_task, or raise run.items_per_step or actors.staleness",
+            f"Of {places} rollout actors at most {busy} have a task at the same time: lower "
+            "actors.items_per_task, or raise run.items_per_step or actors.staleness",
             style="yellow",
             highlight=False,
         )
