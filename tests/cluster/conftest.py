@@ -2,14 +2,12 @@
 
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from cacovid.embedded.dataset import TABLE, write_dataset
-from cacovid.embedded.splits import split_seeds
+from tests.integration.conftest import table  # noqa: F401 - a fixture
 
 FAST_NOTICE = {
     "health_check_initial_delay_ms": 1000,
@@ -31,11 +29,3 @@ def nodes() -> Iterator[Cluster]:
     yield cluster
     ray.shutdown()
     cluster.shutdown()
-
-
-@pytest.fixture(scope="session")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Questions on twelve embedded training clips."""
-    folder = tmp_path_factory.mktemp("clips")
-    write_dataset(folder, split_seeds("train", 12))
-    return folder / TABLE

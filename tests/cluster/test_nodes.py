@@ -3,6 +3,9 @@
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,7 +29,8 @@ def add_rollout_node(nodes: Cluster, actors: int = 2) -> Node:
     return nodes.add_node(num_cpus=0, resources={"rollout": actors}, object_store_memory=256 << 20)
 
 
-def build(table: Path, folder: Path, *, actors: int, learners: int, **overrides: object) -> CPO:
+@contextmanager
+def running(table: Path, folder: Path, *, actors: int, learners: int, **overrides: object) -> Iterator[CPO]:
     """Rollout actors run where a node offers ``rollout``; no learner keeps a record that it has fetched."""
     changed = {
         **SMALL_RUN,
@@ -39,19 +43,24 @@ def build(table: Path, folder: Path, *, actors: int, learners: int, **overrides:
     config = CPOConfig().training(overrides=changed, run_dir=str(folder)).learners(num_learners=learners)
     config = config.env_runners(num_env_runners=actors, custom_resources_per_env_runner={"rollout": 1})
     algorithm: CPO = config.build_algo()
-    return algorithm
+    try:
+        yield algorithm
+    finally:
+        algorithm.stop()
+
+
+def train(algorithm: CPO, steps: int) -> None:
+    for _ in range(steps):
+        algorithm.train()
 
 
 @pytest.fixture(scope="module")
 def undisturbed(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Weights:
-    algorithm = build(table, tmp_path_factory.mktemp("undisturbed"), actors=0, learners=0)
-    try:
-        for _ in range(STEPS):
-            algorithm.train()
-        return algorithm.get_policy().state_dict()
-    finally:
-        algorithm.stop()
-        ray.shutdown()
+    with running(table, tmp_path_factory.mktemp("undisturbed"), actors=0, learners=0) as algorithm:
+        train(algorithm, STEPS)
+        weights = algorithm.get_policy().state_dict()
+    ray.shutdown()
+    return weights
 
 
 def check(algorithm: CPO, undisturbed: Weights) -> None:
@@ -68,65 +77,52 @@ def test_node_lost_with_its_actors_and_inputs(
 ) -> None:
     """The replay buffer's inputs lie on the node: the next one's actors encode again what updates draw."""
     first = add_rollout_node(nodes)
-    algorithm = build(table, tmp_path, actors=2, learners=1)
-    try:
-        algorithm.train()
-        algorithm.train()
+    with running(table, tmp_path, actors=2, learners=1) as algorithm:
+        train(algorithm, 2)
         nodes.remove_node(first, allow_graceful=False)
         add_rollout_node(nodes)
-        for _ in range(STEPS - 2):
-            algorithm.train()
+        train(algorithm, STEPS - 2)
         assert algorithm.pool.lost_actors == 2
         check(algorithm, undisturbed)
-    finally:
-        algorithm.stop()
 
 
 def test_drained_node_is_empty_in_time(undisturbed: Weights, nodes: Cluster, table: Path, tmp_path: Path) -> None:
     """Nothing is lost with it: its actors have left before, and others have their tasks."""
     first = add_rollout_node(nodes)
-    algorithm = build(table, tmp_path, actors=2, learners=1)
-    try:
-        algorithm.train()
-        algorithm.train()
+    with running(table, tmp_path, actors=2, learners=1) as algorithm:
+        train(algorithm, 2)
         drain = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", nodes.address]
         drain += ["--node-id", first.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
         subprocess.run([*drain, "--deadline-remaining-seconds", str(int(DRAIN_SECONDS))], check=True)
         add_rollout_node(nodes)
         wait_until(lambda: all(actor.node != first.node_id for actor in algorithm.pool._actors()), DRAIN_SECONDS)
         nodes.remove_node(first, allow_graceful=False)
-        for _ in range(STEPS - 2):
-            algorithm.train()
+        train(algorithm, STEPS - 2)
         assert algorithm.pool.lost_actors == 0
         check(algorithm, undisturbed)
-    finally:
-        algorithm.stop()
 
 
 def test_elastic_pool_follows_nodes_that_come_and_go(
     undisturbed: Weights, nodes: Cluster, table: Path, tmp_path: Path
 ) -> None:
     """0, 3, 1, 4 nodes of one actor each; in the end all of them are idle and could be released."""
-    algorithm = build(table, tmp_path, actors=0, learners=1, actors__max=4, actors__idle_s=2.0)
     rollout_nodes: list[Node] = []
 
     def add(count: int) -> None:
         rollout_nodes.extend(add_rollout_node(nodes, actors=1) for _ in range(count))
 
-    try:
-        late = threading.Timer(5.0, add, [3])  # the first step waits without a single actor
-        late.start()
-        algorithm.train()
-        late.join()
-        algorithm.train()
+    with running(table, tmp_path, actors=0, learners=1, actors__max=4, actors__idle_s=2.0) as algorithm:
+        first_steps = threading.Thread(target=train, args=(algorithm, 2))
+        first_steps.start()
+        time.sleep(5.0)  # without a single actor
+        assert algorithm.finished_steps == 0
+        add(3)
+        first_steps.join()
         for node in rollout_nodes[:2]:
             nodes.remove_node(node, allow_graceful=False)
-        algorithm.train()
+        train(algorithm, 1)
         add(3)
-        for _ in range(STEPS - 3):
-            algorithm.train()
+        train(algorithm, STEPS - 3)
         check(algorithm, undisturbed)
         wait_until(lambda: not algorithm.pool.handles())
         wait_until(lambda: ray.available_resources().get("rollout") == 4)
-    finally:
-        algorithm.stop()
