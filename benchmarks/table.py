@@ -24,7 +24,7 @@ def show_ratios(title: str, unit: str, times: Mapping[str, Sequence[float]], fig
     Args:
         title: Of the table.
         unit: Of ``figure``.
-        times: Seconds of each side in each round; ratios are to the first side's in the same round.
+        times: Seconds of each side in each round; ratios are to the first side's figure in the same round.
         figure: What is told of a side's seconds; its median over the rounds is shown.
     """
     first, base = next(iter(times.items()))
@@ -32,7 +32,7 @@ def show_ratios(title: str, unit: str, times: Mapping[str, Sequence[float]], fig
         (
             name,
             f"{Spread.of(map(figure, taken)).median:.0f}",
-            str(Spread.of(one / other for one, other in zip(base, taken, strict=True))),
+            str(Spread.of(figure(other) / figure(one) for one, other in zip(base, taken, strict=True))),
         )
         for name, taken in times.items()
     ]

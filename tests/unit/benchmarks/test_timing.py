@@ -30,3 +30,12 @@ def test_ratios_are_taken_within_a_round(capsys: pytest.CaptureFixture[str]):
     assert "ratio to plain (min - max)" in printed
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in printed.splitlines() if "0." in line]
     assert rows == [["other", "31", "0.50 (0.50 - 0.50)"]]
+
+
+def test_the_ratio_is_that_of_the_figures_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """A side that takes twice as long has twice the milliseconds, and half the answers a second."""
+    times = {"plain": [1.0], "slow": [2.0]}
+    show_ratios("time", "milliseconds", times, lambda taken: 1000 * taken)
+    show_ratios("rate", "a second", times, lambda taken: 100 / taken)
+    slow = [line.split() for line in capsys.readouterr().out.splitlines() if "slow" in line]
+    assert [[word for word in line if word[0].isdigit()] for line in slow] == [["2000", "2.00"], ["50", "0.50"]]
