@@ -37,5 +37,6 @@ def test_the_ratio_is_that_of_the_figures_shown(capsys: pytest.CaptureFixture[st
     times = {"plain": [1.0], "slow": [2.0]}
     show_ratios("time", "milliseconds", times, lambda taken: 1000 * taken)
     show_ratios("rate", "a second", times, lambda taken: 100 / taken)
-    slow = [line.split() for line in capsys.readouterr().out.splitlines() if "slow" in line]
-    assert [[word for word in line if word[0].isdigit()] for line in slow] == [["2000", "2.00"], ["50", "0.50"]]
+    printed = capsys.readouterr().out
+    slow = [[cell.strip() for cell in line.strip("│").split("│")] for line in printed.splitlines() if "slow" in line]
+    assert slow == [["slow", "2000", "2.00 (2.00 - 2.00)"], ["slow", "50", "0.50 (0.50 - 0.50)"]]
