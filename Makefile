@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := runs/demo
 
-.PHONY: setup demo test test-slow test-cluster test-gpu lint bench bench-serve results clean
+.PHONY: setup demo test test-slow test-cluster test-gpu lint bench bench-serve bench-scale results clean
 
 setup: $(READY)
 
@@ -48,6 +48,10 @@ bench: setup
 
 bench-serve: setup
 	$(BIN)/python -m benchmarks.service
+
+bench-scale: setup
+	$(BIN)/python -m benchmarks.scale --actors 64
+	$(BIN)/python -m benchmarks.scale --actors 1000
 
 RESULTS := runs/results
 HELD_OUT := $(RESULTS)/table/clips-held-out-250/questions.parquet

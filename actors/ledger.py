@@ -90,9 +90,9 @@ class TaskLedger:
         """Jobs that are not answered yet, waiting or under way."""
         return sum(ticket.awaited for ticket in self._tickets.values())
 
-    def is_done(self, tickets: Sequence[int]) -> bool:
-        """Whether every one of these tasks has its whole result."""
-        return not any(self._tickets[ticket].awaited for ticket in tickets)
+    def is_done(self, ticket: int) -> bool:
+        """Whether this task has its whole result."""
+        return not self._tickets[ticket].awaited
 
     def all_done(self) -> bool:
         """Whether nothing that was submitted is still awaited."""

@@ -72,6 +72,7 @@ class RolloutPool:
         self._places = None if host is None else Places(host, config, self._ledger, self._load, start_timeout_s)
         self._durations: deque[float] = deque(maxlen=SLOW_AFTER_TASKS)  # seconds of the newest tasks
         self._collect_until: float | None = None
+        self._looked = 0.0  # when all actors were looked at last
         self._error: BaseException | None = None  # that ended the thread
         self._answers: SimpleQueue[_Answer | None] = SimpleQueue()  # None: close
         self._changed = threading.Condition()
@@ -105,7 +106,7 @@ class RolloutPool:
         """
         with self._changed:
             tickets = self._ledger.submit(tasks, first=first)
-            self._hand_out()
+            self._hand_out(self._actors())
             return tickets
 
     def collect(self, tickets: Sequence[int]) -> list[TaskResult]:
@@ -115,8 +116,15 @@ class RolloutPool:
             UserError: No actor can load its replica, or none was ready for ``start_timeout_s`` seconds.
             CollectAbandoned: See :meth:`stop_collecting`; the tickets stay good.
         """
+        waiting = deque(tickets)
+
+        def done() -> bool:
+            while waiting and self._ledger.is_done(waiting[0]):
+                waiting.popleft()  # looked at once, however many there are
+            return not waiting
+
         with self._changed:
-            self._wait(lambda: self._ledger.is_done(tickets))
+            self._wait(done)
             return self._ledger.take_results(tickets)
 
     def stop_collecting(self, at: float) -> None:
@@ -169,7 +177,10 @@ class RolloutPool:
                 self._changed.notify_all()
 
     def _turn(self) -> bool:
-        """Take the answers that have come, look after the actors, give out; False when the pool is closed."""
+        """Take the answers that have come and give out anew; False when the pool is closed.
+
+        A turn costs as much as it has answers: all actors are looked at now and then only.
+        """
         try:
             answers = [self._answers.get(timeout=TURN_SECONDS)]
         except Empty:
@@ -183,10 +194,14 @@ class RolloutPool:
                 if answer.actor.handle is answer.handle:  # else of a process that was lost
                     self._take(answer)
             assert self._places is not None
+            self._hand_out([answer.actor for answer in answers if answer is not None])
             now = time.monotonic()
-            self._places.look_after(now)
-            self._ledger.judge_doubtful(now)
-            self._hand_out()
+            if now - self._looked >= TURN_SECONDS:
+                self._looked = now
+                self._places.look_after(now)
+                self._ledger.judge_doubtful(now)
+                self._hand_out(self._actors())
+                self._do_late_jobs_again()
             self._changed.notify_all()
         return True
 
@@ -225,14 +240,17 @@ class RolloutPool:
 
     # Tasks ---------------------------------------------------------------------------------------
 
-    def _hand_out(self) -> None:
+    def _hand_out(self, actors: Sequence[Actor]) -> None:
         """Tasks to ready actors, one each before a second one, so that a short queue is shared out evenly."""
-        takers = [actor for actor in self._actors() if actor.takes_jobs]
         for load in range(IN_FLIGHT_PER_ACTOR):
-            for actor in takers:
-                if len(actor.jobs) <= load and (job := self._ledger.next_job()) is not None:
+            for actor in actors:
+                if not self._ledger.queue:
+                    return
+                if actor.takes_jobs and len(actor.jobs) <= load and (job := self._ledger.next_job()) is not None:
                     self._send(actor, job)
-        idle = [actor for actor in takers if not actor.jobs]
+
+    def _do_late_jobs_again(self) -> None:
+        idle = [actor for actor in self._actors() if actor.takes_jobs and not actor.jobs]
         for actor, job in zip(idle, self._late_jobs() if idle else [], strict=False):
             logger.info("rollout actor %d does again what another one is late with", actor.number)
             self._send(actor, job)

@@ -304,7 +304,7 @@ def test_verdict_waits_until_the_loss_of_a_node_would_be_known(pool_of: Pools, m
     pool = pool_of(host, 1)
     tickets = pool.submit([task("good"), task("other")])
     wait_until(lambda: "other" in host.seen)
-    assert not pool._ledger.is_done(tickets)
+    assert not pool._ledger.all_done()
     host.nodes_lost = True
     assert [outcome(result) for result in pool.collect(tickets)] == [{"good": "answered"}, {"other": "answered"}]
 
@@ -329,7 +329,7 @@ def test_actors_work_on_while_nobody_collects(pool_of: Pools) -> None:
     host = ScriptedHost(deaths={"2": 1})
     pool = pool_of(host, 1)
     tickets = pool.submit([task(str(number)) for number in range(9)])
-    wait_until(lambda: pool._ledger.is_done(tickets))
+    wait_until(lambda: pool._ledger.all_done())
     assert pool.lost_actors == 1
     assert [outcome(result) for result in pool.collect(tickets)] == [{str(number): "answered"} for number in range(9)]
 
@@ -342,7 +342,7 @@ def test_whoever_waits_for_results_can_be_told_to_stop(pool_of: Pools) -> None:
     with pytest.raises(CollectAbandoned):
         pool.collect(tickets)
     host.hanging = None
-    wait_until(lambda: pool._ledger.is_done(tickets))
+    wait_until(lambda: pool._ledger.all_done())
 
 
 def test_elastic_pool_follows_its_queue_and_lets_idle_actors_go(pool_of: Pools) -> None:
