@@ -53,3 +53,19 @@ def test_record_dropped_while_others_come_in_is_still_returned(cluster: None, re
     cache = RecordCache(records[0].nbytes())
     cache.fetch([refs[0]])
     assert [record.item_id for record in cache.fetch([refs[1], refs[0]])] == ["item-1", "item-0"]
+
+
+def test_input_that_is_lost_is_told_and_the_others_are_there(
+    cluster: None, records: list[RolloutRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refs = [HeldRecord.of(record, ray.put) for record in records]
+    get = ray.get
+
+    def get_all_but_one(wanted: object) -> object:
+        if wanted is refs[1].seen or (isinstance(wanted, list) and refs[1].seen in wanted):
+            raise ray.exceptions.ObjectLostError(refs[1].seen.hex(), None, "")
+        return get(wanted)
+
+    monkeypatch.setattr(ray, "get", get_all_but_one)
+    found = RecordCache(10**9).fetch(refs)
+    assert [record and record.item_id for record in found] == ["item-0", None, "item-2", "item-3"]
