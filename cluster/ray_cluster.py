@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,8 +44,9 @@ def connected(address: str | None, *, log_to_driver: bool = False) -> Iterator[N
 
 def _init(address: str | None, log_to_driver: bool) -> None:
     if address in (None, "local"):
-        # Without an address Ray would join whatever cluster runs on this machine.
-        ray.init(address="local", include_dashboard=False, log_to_driver=log_to_driver, logging_level=logging.ERROR)
+        with _deaf_to_sigterm():
+            # Without an address Ray would join whatever cluster runs on this machine.
+            ray.init(address="local", include_dashboard=False, log_to_driver=log_to_driver, logging_level=logging.ERROR)
         return
     if address != "auto":
         _check_reachable(address)
@@ -54,6 +56,20 @@ def _init(address: str | None, log_to_driver: bool) -> None:
         raise UserError(
             f"no Ray cluster at {address!r}: {error} (if it asks for a token: set RAY_AUTH_MODE=token)"
         ) from error
+
+
+@contextmanager
+def _deaf_to_sigterm() -> Iterator[None]:
+    """Processes that are started inside never hear SIGTERM, as Ray itself keeps Ctrl-C from them.
+
+    `timeout`, `scancel` and systemd send it to all processes of a run at once: the driver still needs the others to
+    save its work, and ends them afterwards.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _check_reachable(address: str) -> None:

@@ -1,5 +1,6 @@
 """The ``cacovid`` command as users type it: one line and exit code 2 for their mistakes."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -123,3 +124,24 @@ def test_interrupted_run_leaves_a_checkpoint_and_resumes(number: int, table: Pat
     second = cacovid("train", "--out", str(out))
     assert second.returncode == 2
     assert "is in use" in second.stderr
+
+
+@pytest.mark.slow
+def test_sigterm_to_all_processes_of_a_run_saves_it(table: Path, tmp_path: Path) -> None:
+    """As `timeout`, `scancel` and systemd send it: the driver's own cluster must outlive it until the run is saved."""
+    out = tmp_path / "run"
+    sets = [f"data.train={table}", "run.steps=400", "run.items_per_step=2", "objective.replay_batch=2"]
+    arguments = [part for each in sets for part in ("--set", each)]
+    command = [sys.executable, "-m", "cluster.commands.main", "train", "--out", str(out), *arguments]
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        wait_until(lambda: (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_size, 200)
+        os.killpg(running.pid, signal.SIGTERM)
+        stdout, stderr = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 130, stderr
+    assert f"go on with --resume {out}" in stdout
+    assert list((out / "checkpoints").glob("step-*"))
