@@ -109,8 +109,11 @@ class RolloutPool:
             self._hand_out(self._actors())
             return tickets
 
-    def collect(self, tickets: Sequence[int]) -> list[TaskResult]:
+    def collect(self, tickets: Sequence[int], *, to_the_end: bool = False) -> list[TaskResult]:
         """Wait for these tasks and return their results in the order of ``tickets``.
+
+        Args:
+            to_the_end: Whatever :meth:`stop_collecting` says: the caller is at work on what cannot be left half done.
 
         Raises:
             UserError: No actor can load its replica, or none was ready for ``start_timeout_s`` seconds.
@@ -124,7 +127,7 @@ class RolloutPool:
             return not waiting
 
         with self._changed:
-            self._wait(done)
+            self._wait(done, to_the_end)
             return self._ledger.take_results(tickets)
 
     def stop_collecting(self, at: float) -> None:
@@ -152,11 +155,12 @@ class RolloutPool:
     def _actors(self) -> list[Actor]:
         return [] if self._places is None else self._places.actors
 
-    def _wait(self, done: Callable[[], bool]) -> None:
+    def _wait(self, done: Callable[[], bool], to_the_end: bool = False) -> None:
         while not done():
             if self._error is not None:
                 raise self._error
-            if self._collect_until is not None and time.monotonic() >= self._collect_until:
+            over = self._collect_until is not None and time.monotonic() >= self._collect_until
+            if over and not to_the_end:
                 raise CollectAbandoned
             if self._places is not None:
                 self._changed.wait(TURN_SECONDS)

@@ -388,7 +388,8 @@ class CPO(Algorithm):  # type: ignore[misc]
         weights = None if version is None else self.schedule.published(version)
         items = [self.order.by_id[id] for id in ids]
         tasks = [EncodeTask(part, weights) for part in parts(items, self.train_cfg.actors.items_per_task)]
-        results = self.pool.collect(self.pool.submit(tasks, first=True))
+        # Between two updates of a step: given up here, the learners would be saved in the middle of it.
+        results = self.pool.collect(self.pool.submit(tasks, first=True), to_the_end=True)
         lost = [aside for result in results for aside in result.set_aside]
         if lost:
             raise UserError(f"item {lost[0].item.id!r} of the replay buffer can no longer be read: {lost[0].reason}")

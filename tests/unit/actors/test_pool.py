@@ -399,3 +399,13 @@ def test_late_task_is_done_again_by_an_idle_actor(pool_of: Pools) -> None:
     assert outcome(result) == {"slow": "answered"}
     pool.settle()
     assert [outcome(each) for each in pool.collect(pool.submit([task("after")]))] == [{"after": "answered"}]
+
+
+def test_what_cannot_be_left_half_done_is_waited_for_all_the_same(pool_of: Pools) -> None:
+    """Inputs that an update needs: a run that gave them up would save its learners in the middle of a step."""
+    pool = pool_of(ScriptedHost(hanging="wanted"), 1)
+    pool.stop_collecting(time.monotonic() - 1.0)
+    (result,) = pool.collect(pool.submit([task("needed")]), to_the_end=True)
+    assert outcome(result) == {"needed": "answered"}
+    with pytest.raises(CollectAbandoned):
+        pool.collect(pool.submit([task("wanted")]))
