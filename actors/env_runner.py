@@ -114,7 +114,8 @@ class RolloutEnvRunner(EnvRunner, Checkpointable):  # type: ignore[misc]
                     case RolloutTask():
                         rollout, seen = self._roll_out(item, task, reader, policy).parts()
                         rollouts.append(rollout)
-                        inputs.append(seen)
+                        if task.part.number == 0:
+                            inputs.append(seen)
                     case EvaluateTask():
                         evaluations.append(self._evaluate(item, task, reader, policy))
                     case EncodeTask():
@@ -140,6 +141,7 @@ class RolloutEnvRunner(EnvRunner, Checkpointable):  # type: ignore[misc]
             step=task.step,
             policy_version=task.weights.version,
             tokens_per_frame=task.tokens_per_frame,
+            part=task.part,
         )
         return roll_out(reader.video_llm, policy, reader.encode(item), item, cfg.sampling, request)
 

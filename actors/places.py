@@ -68,6 +68,7 @@ class Places:
 
     Attributes:
         lost: Deaths seen so far.
+        leaving: Nodes that have announced their end.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Places:
     ) -> None:
         self.actors = [Actor(number) for number in range(1, config.places + 1)]
         self.lost = 0
+        self.leaving: frozenset[str] = frozenset()
         self._host = host
         self._config = config
         self._ledger = ledger
@@ -198,6 +200,7 @@ class Places:
             return
         self._asked_for_nodes = now
         draining = self._host.draining()
+        self.leaving = frozenset(draining)
         for actor in self.actors:
             if actor.node is not None and actor.node in draining:
                 if actor.leaves_at is None:

@@ -93,6 +93,10 @@ class RolloutPool:
         """Deaths seen so far."""
         return 0 if self._places is None else self._places.lost
 
+    def leaving_nodes(self) -> frozenset[str]:
+        """Nodes that have announced their end."""
+        return frozenset() if self._places is None else self._places.leaving
+
     def handles(self) -> list[Any]:
         """Handles of the actors that are ready."""
         with self._changed:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 from uuid import uuid4
 
 import ray
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cacovid.evaluation.result import EvaluationResult
 from cacovid.records import Rollout, RolloutInput, VideoQuestion
+from cacovid.rollout import WHOLE, Part
 
 Weights: TypeAlias = dict[str, Tensor]
 
@@ -39,12 +40,16 @@ class PublishedWeights:
 
 @dataclass(frozen=True)
 class RolloutTask:
-    """A few items of one training step, rolled out by one actor with one set of weights."""
+    """A few items of one training step, rolled out by one actor with one set of weights.
+
+    Of several parts the first one alone brings the items' inputs.
+    """
 
     step: int
     items: tuple[VideoQuestion, ...]
     weights: PublishedWeights
     tokens_per_frame: int | None
+    part: Part = WHOLE  # of every item's combinations
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,11 @@ class EvaluateTask:
 Task: TypeAlias = RolloutTask | EncodeTask | EvaluateTask
 
 
-def parts(items: Sequence[VideoQuestion], size: int) -> list[tuple[VideoQuestion, ...]]:
-    """``items`` as tasks take them: ``size`` each, in order, the last part may be shorter."""
+Each = TypeVar("Each")
+
+
+def parts(items: Sequence[Each], size: int) -> list[tuple[Each, ...]]:
+    """``items`` in parts of ``size``, in order; the last one may be shorter."""
     return [tuple(items[at : at + size]) for at in range(0, len(items), size)]
 
 
@@ -108,6 +116,25 @@ class TaskResult:
             input_bytes=tuple(size for part in parts for size in part.input_bytes),
             evaluations=tuple(each for part in parts for each in part.evaluations),
             set_aside=tuple(each for part in parts for each in part.set_aside),
+            seconds=sum(part.seconds for part in parts),
+            encode_seconds=sum(part.encode_seconds for part in parts),
+        )
+
+    @classmethod
+    def of_parts(cls, parts: "Sequence[TaskResult]") -> "TaskResult":
+        """The outcome of rollout tasks that scored a part each of the same items' combinations.
+
+        An item that one part could not use is set aside as a whole.
+        """
+        aside = {each.item.id: each for part in parts for each in part.set_aside}
+        scored = [{rollout.item_id: rollout for rollout in part.rollouts} for part in parts]
+        inputs = zip(parts[0].rollouts, parts[0].inputs, parts[0].input_bytes, strict=True)
+        whole = [(rollout.item_id, seen, size) for rollout, seen, size in inputs if rollout.item_id not in aside]
+        return cls(
+            rollouts=tuple(Rollout.joined([each[id] for each in scored]) for id, _, _ in whole),
+            inputs=tuple(seen for _, seen, _ in whole),
+            input_bytes=tuple(size for _, _, size in whole),
+            set_aside=tuple(aside.values()),
             seconds=sum(part.seconds for part in parts),
             encode_seconds=sum(part.encode_seconds for part in parts),
         )

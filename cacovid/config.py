@@ -142,6 +142,9 @@ class ActorsConfig(Section):
     gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="GPUs of one actor")
     threads: Positive = Field(1, description="torch threads of one actor on CPU")
     items_per_task: Positive = Field(2, description="items sent to an actor at once")
+    parts_per_item: Positive = Field(
+        1, description="tasks that share an item's combinations, each after encoding it: more work than items"
+    )
     staleness: Count = Field(1, description="training steps that rollouts run ahead of the learner")
     max_retries: Count = Field(3, description="failures of one item, dead actors included, until it is set aside")
     task_timeout_s: Annotated[float, Field(gt=0)] = Field(
@@ -207,6 +210,10 @@ class RunConfig(Section):
     items_per_step: Positive = Field(16, description="questions rolled out per training step")
     checkpoint_every: Positive = Field(20, description="training steps between checkpoints")
     keep_checkpoints: Positive = Field(2, description="newest checkpoints kept")
+    reuse_bytes: Count = Field(
+        2_000_000_000,
+        description="bound, over the cluster, of rollouts since the last checkpoint that restarted learners use again",
+    )
     stop_grace_s: Annotated[float, Field(ge=0)] = Field(
         15.0, description="seconds after SIGTERM until the step under way is given up and the last finished one saved"
     )
@@ -243,7 +250,8 @@ class TrainConfig(Section):
 
     def busy_actors(self) -> int:
         """Most rollout actors that have a task at the same time: those of the steps given out at once."""
-        return (self.actors.staleness + 1) * math.ceil(self.run.items_per_step / self.actors.items_per_task)
+        tasks = math.ceil(self.run.items_per_step / self.actors.items_per_task) * self.actors.parts_per_item
+        return (self.actors.staleness + 1) * tasks
 
     def total_updates(self) -> int:
         """Optimiser steps of the whole run, over which the schedule is laid."""
@@ -260,7 +268,14 @@ class TrainConfig(Section):
                 "objective.kind='credit' compares rewards of one rate: set sampling.tokens_per_frame "
                 "or sampling.inner_iterations=1"
             )
-        sampling = self.sampling
+        sampling, parts = self.sampling, self.actors.parts_per_item
+        if parts > sampling.group:
+            raise ValueError(f"actors.parts_per_item={parts} exceeds sampling.group={sampling.group}: lower it")
+        if parts > 1 and sampling.inner_iterations > 1 and not sampling.tokens_per_frame:
+            raise ValueError(
+                f"actors.parts_per_item={parts}, but an adaptive rate follows the rewards of all an item's "
+                "combinations: set parts_per_item=1 or sampling.tokens_per_frame"
+            )
         if sampling.rate_min > sampling.rate_max:
             raise ValueError(f"sampling.rate_min={sampling.rate_min} exceeds rate_max={sampling.rate_max}: swap them")
         if not sampling.tokens_per_frame and not sampling.rate_min <= sampling.rate <= sampling.rate_max:

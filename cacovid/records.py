@@ -4,11 +4,12 @@ Shape legend: G combinations of one inner iteration, k retained tokens, N video 
 (temporal steps), Lt text tokens, L prompt columns, D width of the language model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 ProblemType = Literal["multiple choice", "numerical", "OCR", "free-form", "regression"]
@@ -84,6 +85,10 @@ class Combinations:
     frames: Tensor  # (G, T) bool, the drawn frames (all False unless Mode.FRAME)
     rate: float  # sampling rate r; k = round(r * H*W) * T
 
+    def rows(self, which: slice) -> "Combinations":
+        """Some of the G combinations."""
+        return Combinations(self.kept[which], self.modes[which], self.frames[which], self.rate)
+
 
 @dataclass(frozen=True)
 class ScoredCombinations:
@@ -92,6 +97,18 @@ class ScoredCombinations:
     combinations: Combinations
     reward: Tensor  # (G,) float32 in [0, 1], answer correctness
     likelihood: Tensor  # (G,) float32, probability of the right answer (0 where not computed)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[ScoredCombinations]") -> "ScoredCombinations":
+        """All combinations of one inner iteration that were scored apart."""
+        drawn = [part.combinations for part in parts]
+        combinations = Combinations(
+            torch.cat([each.kept for each in drawn]),
+            torch.cat([each.modes for each in drawn]),
+            torch.cat([each.frames for each in drawn]),
+            drawn[0].rate,
+        )
+        return cls(combinations, torch.cat([part.reward for part in parts]), torch.cat([p.likelihood for p in parts]))
 
 
 @dataclass(frozen=True)
@@ -115,6 +132,12 @@ class Rollout:
     step: int  # training step that it belongs to
     policy_version: int  # weights that drew it; step - policy_version is its staleness
     iterations: tuple[ScoredCombinations, ...]
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Rollout]") -> "Rollout":
+        """One item's rollout whose combinations were scored in parts."""
+        iterations = zip(*(part.iterations for part in parts), strict=True)
+        return replace(parts[0], iterations=tuple(map(ScoredCombinations.joined, iterations)))
 
     def nbytes(self) -> int:
         """Bytes held by the tensors, for bounded buffers."""

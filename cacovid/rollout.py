@@ -4,7 +4,8 @@
                                       +<------------- next inner iteration, its rate adapted ---+
     all inner iterations -> RolloutRecord, for the learner
 
-A rollout is a pure function of (seed, step, item, policy weights): the same on any actor.
+A rollout is a pure function of (seed, step, item, policy weights): the same on any actor. So several actors may each
+draw all its combinations and score a part of them.
 
 Shape legend: G combinations per inner iteration, N video tokens, T frames.
 """
@@ -26,6 +27,21 @@ from cacovid.seeding import generator
 
 
 @dataclass(frozen=True)
+class Part:
+    """Which of an item's combinations are scored: part ``number``, from 0, of ``of`` nearly equal ones."""
+
+    number: int = 0
+    of: int = 1
+
+    def rows(self, group: int) -> slice:
+        """Its rows of ``group`` combinations."""
+        return slice(group * self.number // self.of, group * (self.number + 1) // self.of)
+
+
+WHOLE = Part()
+
+
+@dataclass(frozen=True)
 class RolloutRequest:
     """What a rollout depends on beside the item and the weights."""
 
@@ -33,6 +49,7 @@ class RolloutRequest:
     step: int  # training step that the record is for
     policy_version: int  # finished training steps of the weights in use
     tokens_per_frame: int | None  # k of every frame; None starts from the adaptive rate
+    part: Part = WHOLE  # all combinations
 
 
 @torch.inference_mode()
@@ -44,7 +61,7 @@ def roll_out(
     sampling: SamplingConfig,
     request: RolloutRequest,
 ) -> RolloutRecord:
-    """All inner iterations of one item, drawn from the same old logits (paper, OCSS).
+    """All inner iterations of one item, drawn from the same old logits (paper, OCSS); of each ``request.part`` alone.
 
     Raises:
         BadItem: The item's answer cannot be rewarded.
@@ -66,7 +83,7 @@ def roll_out(
             sampling,
             rate,
             generator(request.seed, "rollout", request.step, item.id, iteration),
-        )
+        ).rows(request.part.rows(sampling.group))
         keep = combinations.kept.long().to(video_llm.device)
         scores = score(video_llm, encoded, item, keep)
         iterations.append(ScoredCombinations(combinations, scores.reward, scores.likelihood))

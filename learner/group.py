@@ -111,14 +111,22 @@ class DeepSpeedLearnerGroup(LearnerGroup):  # type: ignore[misc]
         self._workers: list[Any] = []
         self._places: PlacementGroup | None = None  # reserved by this group
         self._calls = count()
+        try:
+            self._start(policy_files)
+        except BaseException:
+            self.shutdown()
+            raise
+
+    def restart(self, policy_files: PolicyFiles) -> None:
+        """New learners with the initial policy, in the places that the old ones had, dead, hanging or alive."""
+        self._end()
+        self._start(policy_files)
+
+    def _start(self, policy_files: PolicyFiles) -> None:
         if self.is_remote:
-            try:
-                self._start_actors(policy_files)
-            except BaseException:
-                self.shutdown()
-                raise
+            self._start_actors(policy_files)
         else:
-            self._learner = DeepSpeedLearner(config=self.config, module_spec=module_spec)
+            self._learner = DeepSpeedLearner(config=self.config, module_spec=self._module_spec)
             self._learner.connect(0, 1, "127.0.0.1", free_port(), policy_files)
             self._learner.build()
 
@@ -150,7 +158,8 @@ class DeepSpeedLearnerGroup(LearnerGroup):  # type: ignore[misc]
         bundle = {name: amount for name, amount in need.items() if amount}
         if not bundle:
             return ["DEFAULT" for _ in ranks]
-        self._places = placement_group([bundle for _ in ranks], strategy="PACK")
+        if self._places is None:  # else it is kept, or on its way to another node
+            self._places = placement_group([bundle for _ in ranks], strategy="PACK")
         if not self._places.wait(cfg.run.start_timeout_s):
             raise UserError(
                 f"the cluster had no room for {cfg.learners.count} learners of {cfg.learners.cpus:g} CPUs and "
@@ -278,11 +287,15 @@ class DeepSpeedLearnerGroup(LearnerGroup):  # type: ignore[misc]
         if self._is_shut_down:
             return
         self._is_shut_down = True
+        self._end()
+        if self._places is not None and ray.is_initialized():
+            remove_placement_group(self._places)
+
+    def _end(self) -> None:
+        """End the learners, whose places stay reserved."""
         if self._learner is not None:
             self._learner.shutdown()
         if ray.is_initialized():  # else they are gone, and ray.kill would start a new cluster
             for worker in self._workers:
                 ray.kill(worker)
-            if self._places is not None:
-                remove_placement_group(self._places)
         self._workers = []

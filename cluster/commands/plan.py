@@ -43,7 +43,7 @@ def plan(
     if places > busy:
         console.print(
             f"Of {places} rollout actors at most {busy} have a task at the same time: lower "
-            "actors.items_per_task, or raise run.items_per_step or actors.staleness",
+            "actors.items_per_task, or raise actors.parts_per_item, run.items_per_step or actors.staleness",
             style="yellow",
             highlight=False,
         )

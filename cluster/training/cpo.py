@@ -242,15 +242,20 @@ class CPO(Algorithm):  # type: ignore[misc]
         for number in manager.actors():
             manager.set_actor_state(number, healthy=True)
 
-    def start_over(self) -> None:
-        """Start the learner group anew and everything else before step 0; a checkpoint may be restored afterwards."""
-        self.learner_group.shutdown()
-        spec = self.config.get_multi_rl_module_spec(spaces=self.spaces)
-        self.learner_group = self.config.build_learner_group(rl_module_spec=spec)
-        self.finished_steps = self._iteration = 0
-        self.schedule.restore(0, {}, {0: self.learner_group.publish()})
-        self.updates.refill(ReplaySnapshot(()))
-        self.skipped.met = self.skipped.skipped = 0
+    def go_back(self, checkpoint: Path | None) -> None:
+        """Start the learners anew and go back to ``checkpoint`` of this run; None: before step 0.
+
+        What actors have scored since, and are scoring, is used when its steps are done again.
+        """
+        self.learner_group.restart(read_policy_files(self._initial_policy))
+        with self.schedule.going_back():
+            if checkpoint is not None:
+                self.restore_from_path(checkpoint)
+                return
+            self.finished_steps = self._iteration = 0
+            self.schedule.restore(0, {}, {0: self.learner_group.publish()})
+            self.updates.refill(ReplaySnapshot(()))
+            self.skipped.met = self.skipped.skipped = 0
 
     def cleanup(self) -> None:
         """End actors and learners at once, busy or not: RLlib alone would wait for the actors' tasks."""
@@ -277,6 +282,7 @@ class CPO(Algorithm):  # type: ignore[misc]
                 "mend the items or raise run.items_per_step"
             )
         losses = self.updates.learn(self.learner_group, step, results)
+        self.updates.let_go(self.pool.leaving_nodes())
         self._show_actors()
         self.finished_steps = step + 1
         self.schedule.publish(step + 1, self.learner_group.publish())
@@ -399,6 +405,7 @@ class CPO(Algorithm):  # type: ignore[misc]
         """RLlib's checkpoint, with the Video-LLM's fingerprint beside it."""
         saved = super().save_to_path(_absolute(path), **kwargs)
         (Path(saved) / MODEL).write_text(self._model_fingerprint())
+        self.schedule.saved(self.finished_steps)
         return str(saved)
 
     def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401

@@ -134,10 +134,7 @@ class _Steps:
         if self.restarts > self.config.learners.max_restarts:
             raise UserError(f"a learner died ({reason}); continue with --resume {self.run.folder}") from death
         try:
-            self.algorithm.start_over()
-            checkpoint = self.run.newest_checkpoint()
-            if checkpoint is not None:
-                self.algorithm.restore_from_path(checkpoint)
+            self.algorithm.go_back(self.run.newest_checkpoint())
         except ray.exceptions.RayActorError as another:
             self._restart_learners(another)
         else:

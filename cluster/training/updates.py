@@ -5,9 +5,10 @@ Rollouts are held as object-store values of the driver, inputs where the actors 
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import ray
+from ray.experimental import get_object_locations
 
 from actors.task import TaskResult
 from cacovid.config import TrainConfig
@@ -60,10 +61,20 @@ class Updates:
         return ReplaySnapshot(tuple((self._value(held.rollout), held.nbytes) for held in self.replay.values()))
 
     def refill(self, snapshot: ReplaySnapshot) -> None:
-        """Put what ``snapshot`` holds in place of what the replay buffer does; inputs come when they are drawn."""
+        """Put what ``snapshot`` holds in place of what the replay buffer does; inputs not at hand come when drawn."""
+        known = {held.item_id: held.seen for held in self.replay.values()}
         self.replay.clear()
         for rollout, nbytes in snapshot.entries:
-            self._keep(rollout, self._hold(rollout, None, nbytes))
+            self._keep(rollout, self._hold(rollout, known.get(rollout.item_id), nbytes))
+
+    def let_go(self, nodes: Collection[str]) -> None:
+        """Give up inputs that lie on ``nodes`` alone, which leave: they are encoded again when an update draws them."""
+        held = [each for each in self.replay.values() if isinstance(each.seen, ray.ObjectRef)] if nodes else []
+        places = get_object_locations([each.seen for each in held]) if held else {}
+        for each in held:
+            there = set(places[each.seen]["node_ids"])  # none: the driver itself holds it
+            if there and there <= set(nodes):
+                each.seen = None
 
     def _update(self, group: DeepSpeedLearnerGroup, data: RecordData) -> dict[str, float]:
         while True:

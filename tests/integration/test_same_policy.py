@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ray.util.placement_group import placement_group_table
 
 from cacovid.config import TrainConfig
 from cacovid.config_files import with_overrides
@@ -40,6 +41,13 @@ def test_number_of_processes_does_not_matter(
     assert largest_difference(run_training(config, tmp_path / "run"), undisturbed) <= 1e-6
 
 
+def test_parts_of_items_do_not_matter(undisturbed: Trained, small_run: TrainConfig, tmp_path: Path) -> None:
+    """Three parts of every question's eight combinations, and tasks of two questions."""
+    config = with_overrides(small_run, {"actors.parts_per_item": 3, "actors.items_per_task": 2})
+    assert config.busy_actors() == 2 * 2 * 3
+    assert largest_difference(run_training(config, tmp_path / "run"), undisturbed) <= 1e-6
+
+
 def test_another_seed_gives_another_policy(undisturbed: Trained, small_run: TrainConfig, tmp_path: Path) -> None:
     other = run_training(with_overrides(small_run, {"run.seed": 1}), tmp_path / "run")
     assert largest_difference(other, undisturbed) > 1e-3
@@ -59,13 +67,15 @@ def test_killed_rollout_actor_loses_nothing(
 def test_killed_learner_is_restarted_from_the_newest_checkpoint(
     undisturbed: Trained, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``kill -9`` of the learner after step 3: step 3 is done again from the checkpoint of step 2."""
+    """``kill -9`` of the learner after step 3: step 3 is done again from the checkpoint of step 2, in its place."""
     killed = kill_after_step(monkeypatch, 3, learner_pids)
+    places = len(placement_group_table())
     trained = run_training(with_overrides(small_run, {"learners.count": 1}), tmp_path / "run")
     assert killed
     assert [row["step"] for row in trained.run.rows()] == [0, 1, 2, 3]
     assert trained.losses == pytest.approx(undisturbed.losses, rel=1e-6)
     assert largest_difference(trained, undisturbed) <= 1e-6
+    assert len(placement_group_table()) == places + 1
 
 
 def test_resume_after_kill_of_the_driver_repeats_the_uninterrupted_losses(

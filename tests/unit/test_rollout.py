@@ -11,8 +11,8 @@ from cacovid.embedded.dataset import TABLE, write_dataset
 from cacovid.embedded.splits import split_seeds
 from cacovid.errors import BadItem
 from cacovid.policy.build import policy_for
-from cacovid.records import Mode, RolloutRecord, VideoQuestion
-from cacovid.rollout import RolloutRequest, roll_out
+from cacovid.records import Mode, Rollout, RolloutRecord, VideoQuestion
+from cacovid.rollout import WHOLE, Part, RolloutRequest, roll_out
 from cacovid.sampling.adaptive_rate import adapt_rate
 
 SAMPLING = SamplingConfig(group=8)
@@ -38,9 +38,10 @@ def rolled(
     seed: int = 0,
     step: int = 3,
     tokens: int | None = 2,
+    part: Part = WHOLE,
 ) -> RolloutRecord:
     policy = policy_for(reader.video_llm, TrainConfig()).eval()
-    request = RolloutRequest(seed, step, 2, tokens)
+    request = RolloutRequest(seed, step, 2, tokens, part)
     return roll_out(reader.video_llm, policy, reader.encode(item), item, sampling, request)
 
 
@@ -59,6 +60,23 @@ def test_record_says_where_it_comes_from(reader: ItemReader, item: VideoQuestion
     assert scored.combinations.kept.shape == (8, 2 * record.input.grid.frames)
     assert scored.reward.shape == scored.likelihood.shape == (8,)
     assert record.nbytes() > record.input.nbytes()
+
+
+@pytest.mark.parametrize("of", [2, 3, 8])
+def test_parts_scored_apart_are_the_whole_rollout(reader: ItemReader, item: VideoQuestion, of: int) -> None:
+    """With all three kinds of samples and several inner iterations; 3 does not divide the 8 combinations."""
+    sampling = SamplingConfig(group=8, modes="mixed", inner_iterations=2)
+    whole, _ = rolled(reader, item, sampling).parts()
+    parts = [rolled(reader, item, sampling, part=Part(number, of)).parts()[0] for number in range(of)]
+    assert all(len(part.iterations[0].reward) < 8 for part in parts)
+    joined = Rollout.joined(parts)
+    for one, other in zip(joined.iterations, whole.iterations, strict=True):
+        assert torch.equal(one.combinations.kept, other.combinations.kept)
+        assert torch.equal(one.combinations.modes, other.combinations.modes)
+        assert torch.equal(one.combinations.frames, other.combinations.frames)
+        assert one.combinations.rate == other.combinations.rate
+        assert torch.equal(one.reward, other.reward)
+        torch.testing.assert_close(one.likelihood, other.likelihood, atol=1e-6, rtol=1e-5)
 
 
 def test_inner_iterations_draw_anew_from_the_same_logits(reader: ItemReader, item: VideoQuestion) -> None:

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
+import pytest
+import ray
+
 from actors.task import TaskResult
 from cacovid.config import TrainConfig
 from cacovid.config_files import with_overrides
@@ -84,6 +87,8 @@ def test_restored_rollouts_are_encoded_when_an_update_draws_them_and_not_before(
     learn(before, Group(), range(8))
     snapshot = before.snapshot()
     assert snapshot.item_ids() == tuple(f"item-{seed}" for seed in range(8))
+    before.refill(snapshot)  # of the same run: the inputs are still there
+    assert all(held.seen is not None for held in before.replay.values())
     after, encoder = made("credit", **{"objective.replay_batch": 2, "objective.replay_updates": 1})
     after.refill(snapshot)
     assert encoder.asked == []
@@ -93,3 +98,20 @@ def test_restored_rollouts_are_encoded_when_an_update_draws_them_and_not_before(
     drawn = {held.item_id for held in group.updates[0]} - {"item-9"}
     assert {id for ids, _ in encoder.asked for id in ids} == drawn
     assert len(drawn) <= 2
+
+
+def test_inputs_that_lie_on_leaving_nodes_alone_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of items 1 and 2; one that has a copy elsewhere, and one that the driver itself holds, stay."""
+    updates, encoder = made("credit")
+    learn(updates, Group(), range(5))
+    places = {1: ["going"], 2: ["going", "gone"], 3: ["going", "staying"], 4: []}
+    references = {number: ray.ObjectRef.from_random() for number in places}
+    for held in updates.replay.values():
+        held.seen = references.get(int(held.item_id.split("-")[1]), held.seen)
+    locations = {references[number]: {"node_ids": nodes} for number, nodes in places.items()}
+    monkeypatch.setattr("cluster.training.updates.get_object_locations", lambda _: locations)
+    updates.let_go(frozenset())
+    assert all(held.seen is not None for held in updates.replay.values())
+    updates.let_go(frozenset({"going", "gone"}))
+    assert {held.item_id for held in updates.replay.values() if held.seen is None} == {"item-1", "item-2"}
+    assert encoder.asked == []
