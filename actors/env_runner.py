@@ -73,7 +73,7 @@ class RolloutEnvRunner(EnvRunner, Checkpointable):  # type: ignore[misc]
         if self._reader is None or self._policy is None:
             cfg = self.train_config
             cache = Path(cfg.data.cache_dir) if cfg.data.cache_dir else None
-            reader = ItemReader.load(cfg.model, cfg.data, cache)
+            reader = ItemReader.load(cfg.replica_model(), cfg.data, cache)
             self._policy = policy_for(reader.video_llm, cfg).to(reader.video_llm.device).eval()
             self._reader = reader
         return self._reader, self._policy

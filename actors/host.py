@@ -9,7 +9,12 @@ from typing import Any, Protocol, TypeAlias
 import ray
 from ray._private.state import state as global_state
 from ray.util.client import ray as client
-from ray.util.placement_group import get_current_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_current_placement_group,
+    placement_group,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.env_runner import RolloutEnvRunner
@@ -44,7 +49,7 @@ class ActorHost(Protocol):
         ...
 
     def end(self, handle: Any) -> None:  # noqa: ANN401
-        """End the actor at once, busy or hanging as it may be."""
+        """End the actor at once, busy, hanging or lost as it may be, and give its place back."""
         ...
 
     def node_lives(self, node: str) -> bool:
@@ -57,7 +62,7 @@ class ActorHost(Protocol):
 
 
 class RayHost:
-    """Rollout actors as Ray actors, one at each place of the pool.
+    """Rollout actors as Ray actors, each in a placement group of its own: one that waits is its autoscaler's demand.
 
     Ray does not restart them: whoever restarts an actor must know why it died, and where.
 
@@ -66,22 +71,30 @@ class RayHost:
     """
 
     def __init__(self, config: Any) -> None:  # noqa: ANN401
-        self._class = ray.remote(
-            num_cpus=config.num_cpus_per_env_runner,
-            num_gpus=config.num_gpus_per_env_runner,
-            resources=config.custom_resources_per_env_runner,
-            label_selector=dict(label.split("=", 1) for label in config.train_config().actors.labels) or None,
-            max_restarts=0,
-        )(RolloutEnvRunner)
+        cpus, gpus = config.num_cpus_per_env_runner, config.num_gpus_per_env_runner
+        own: dict[str, float] = config.custom_resources_per_env_runner
+        self._bundle = {name: amount for name, amount in {"CPU": cpus, "GPU": gpus, **own}.items() if amount}
+        self._labels = config.train_config().actors.label_selector
+        self._class = ray.remote(num_cpus=cpus, num_gpus=gpus, resources=own, max_restarts=0)(RolloutEnvRunner)
         self._config = ray.put(config)
-        # Under Tune: bundle 0 is the trial's own, then come those of its actors.
-        self._group = get_current_placement_group()
+        # Under Tune: bundle 0 is the trial's own, then come those of its actors (CPO.default_resource_request).
+        self._trial = get_current_placement_group()
+        self._groups: dict[ray.actor.ActorHandle, PlacementGroup] = {}
 
     def start(self, number: int) -> ray.actor.ActorHandle:
         """See :class:`ActorHost`."""
-        group = self._group
-        place = "DEFAULT" if group is None else PlacementGroupSchedulingStrategy(group, number)
-        return self._class.options(scheduling_strategy=place).remote(config=self._config, worker_index=number)
+        group, options = None, dict[str, Any]()
+        if self._trial is not None:
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._trial, number)
+        elif self._bundle:
+            group = placement_group([self._bundle], bundle_label_selector=[self._labels])  # there once it has room
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, 0)
+        elif self._labels:
+            options["label_selector"] = self._labels
+        handle = self._class.options(**options).remote(config=self._config, worker_index=number)
+        if group is not None:
+            self._groups[handle] = group
+        return handle
 
     def call(self, handle: ray.actor.ActorHandle, method: str, done: Done, *arguments: Any, apart: int = 0) -> None:  # noqa: ANN401
         """See :class:`ActorHost`."""
@@ -104,6 +117,8 @@ class RayHost:
     def end(self, handle: ray.actor.ActorHandle) -> None:
         """See :class:`ActorHost`."""
         ray.kill(handle)
+        if handle in self._groups:
+            remove_placement_group(self._groups.pop(handle))
 
     def node_lives(self, node: str) -> bool:
         """See :class:`ActorHost`."""

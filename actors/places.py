@@ -88,6 +88,12 @@ class Places:
         self._load = load
         self._start_timeout_s = start_timeout_s
         self._last_ready = self._last_told = self._asked_for_nodes = time.monotonic()
+        self._tell: Callable[[str], None] | None = None
+        self._said = ""  # last
+
+    def watch(self, tell: Callable[[str], None]) -> None:
+        """``tell`` is to hear how many actors there are, now and whenever that changes."""
+        self._tell, self._said = tell, ""
 
     def look_after(self, now: float) -> None:
         """Start whom the pool wants, end whom it does not, and see to deadlines.
@@ -123,6 +129,7 @@ class Places:
             self._hand_back(actor, failure)
         elif actor.asked:
             self._load_failed(actor, Failure("the rollout actor died while it loaded", now, actor.node))
+        self._host.end(actor.handle)
         actor.empty(now)
         self._last_ready = now
 
@@ -210,11 +217,18 @@ class Places:
                     self.end([actor])
 
     def _check_deadlines(self, now: float) -> None:
-        if any(actor.ready for actor in self.actors) or self._ledger.all_done():
+        ready = sum(actor.ready for actor in self.actors)
+        state = (
+            f"actors: {ready} of {self._config.bounds}" if ready else f"waiting for actors: 0 of {self._config.bounds}"
+        )
+        if ready or self._ledger.all_done():
             self._last_ready = self._last_told = now
         elif now - self._last_told > TELL_SECONDS:
             self._last_told = now
-            logger.warning("waiting for rollout actors: 0 of %d are ready", self._wanted())
+            logger.warning(state)
+        if self._tell is not None and state != self._said and not self._ledger.all_done():
+            self._said = state
+            self._tell(state)
         if now - self._last_ready > self._start_timeout_s:
             raise UserError(
                 f"no rollout actor was ready for {self._start_timeout_s:.0f} s: see that the cluster has room for them "

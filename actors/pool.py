@@ -83,6 +83,12 @@ class RolloutPool:
         if self._places is not None:
             self._thread.start()
 
+    def watch(self, tell: Callable[[str], None]) -> None:
+        """``tell`` is to hear, from the pool's thread, how many actors there are whenever that changes."""
+        if self._places is not None:
+            with self._changed:
+                self._places.watch(tell)
+
     @property
     def requeued(self) -> int:
         """Tasks given out again so far."""

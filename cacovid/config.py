@@ -32,7 +32,9 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="weights' type; auto is bfloat16 on a GPU that has it, else float32"
     )
-    device: str = Field("auto", description="torch device; auto takes the GPU where there is one")
+    device: str = Field(
+        "auto", description="torch device; auto takes the GPU where there is one, spread uses all GPUs for one model"
+    )
     attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
         "sdpa", description="attention kernel of the Video-LLM"
     )
@@ -139,7 +141,9 @@ class ActorsConfig(Section):
         (), description="Ray labels (key=value) of the nodes that actors may run on; empty: any"
     )
     cpus: Annotated[float, Field(ge=0)] = Field(0.5, description="CPUs that Ray reserves for one actor")
-    gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="GPUs of one actor")
+    gpus: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="GPUs of one actor: a share of one, or 2, 3, ... of one node over which its model is spread"
+    )
     threads: Positive = Field(1, description="torch threads of one actor on CPU")
     items_per_task: Positive = Field(2, description="items sent to an actor at once")
     parts_per_item: Positive = Field(
@@ -156,10 +160,30 @@ class ActorsConfig(Section):
         """Most remote actors at a time; 0: the driver scores."""
         return self.max or self.count
 
+    @property
+    def fewest(self) -> int:
+        """Actors without which nothing goes on."""
+        return max(self.min, 1) if self.max else self.count
+
+    @property
+    def bounds(self) -> str:
+        """How many actors there should be: ``2`` of a fixed pool, ``2..8`` of an elastic one."""
+        return f"{self.min}..{self.max}" if self.max else str(self.count)
+
+    @property
+    def label_selector(self) -> dict[str, str]:
+        """``labels`` by key."""
+        return dict(label.split("=", 1) for label in self.labels)
+
     @model_validator(mode="after")
-    def _elastic(self) -> Self:
+    def _consistent(self) -> Self:
         if self.min > self.max:
             raise ValueError(f"actors.min={self.min} exceeds actors.max={self.max}: an elastic pool needs both")
+        if self.gpus > 1 and self.gpus % 1:
+            raise ValueError(
+                f"actors.gpus={self.gpus:g} is no whole number: give a share of one GPU (at most 1), or 2, 3, ... over "
+                "which the model is spread"
+            )
         return self
 
 
@@ -237,6 +261,10 @@ class TrainConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     run: RunConfig = RunConfig()
 
+    def replica_model(self) -> ModelConfig:
+        """The model as a rollout actor loads it: over all of its GPUs."""
+        return self.model.model_copy(update={"device": "spread"}) if self.actors.gpus > 1 else self.model
+
     def updates_per_step(self) -> int:
         """Optimiser steps of one training step."""
         if self.objective.kind == "credit":
@@ -282,5 +310,14 @@ class TrainConfig(Section):
             raise ValueError(
                 f"sampling.rate={sampling.rate} lies outside the adaptive range "
                 f"{sampling.rate_min} to {sampling.rate_max}: change it, rate_min or rate_max"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _devices(self) -> Self:
+        if self.actors.gpus > 1 and self.model.device not in ("auto", "spread"):
+            raise ValueError(
+                f"model.device={self.model.device!r} is one device, not actors.gpus={self.actors.gpus:g}: "
+                "set model.device to 'auto', or actors.gpus to 1 or less"
             )
         return self

@@ -4,12 +4,13 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 
-from cacovid.config import TrainConfig
+from cacovid.config import ActorsConfig, TrainConfig
 from cacovid.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -84,26 +85,61 @@ def _check_reachable(address: str) -> None:
 def check_resources(config: TrainConfig, elastic: bool) -> None:
     """See that the cluster can hold all actors and learners at once, instead of waiting for it.
 
+    Of an elastic pool those actors count without which nothing goes on.
+
     Args:
         elastic: The cluster may grow (it was joined, not started here): there is only a warning.
 
     Raises:
         UserError: It cannot, with what is asked and what is there.
     """
-    there = ray.cluster_resources()
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    where = "the cluster" if elastic else "this machine"
+    found = _shortage_in_sum(config, nodes, where) or _shortage_of_places(config.actors, nodes, where)
+    if found is None:
+        return
+    shortage, remedy = found
+    if not elastic:
+        raise UserError(f"{shortage}: {remedy}, or join a cluster with --address")
+    logger.warning("%s: waiting up to %.0f s for it to grow", shortage, config.run.start_timeout_s)
+
+
+def _shortage_in_sum(config: TrainConfig, nodes: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str] | None:
+    """What is wanting for all actors and learners, and what to lower."""
+    actors, learners = config.actors, config.learners
     for kind, field in (("CPU", "cpus"), ("GPU", "gpus")):
-        actors, learners = getattr(config.actors, field), getattr(config.learners, field)
-        count = config.actors.min if config.actors.max else config.actors.count
-        needed = count * actors + config.learners.count * learners
-        if needed <= there.get(kind, 0):
-            continue
-        shortage = (
-            f"{count} actors x {actors:g} and {config.learners.count} learners x {learners:g} need {needed:g} {kind}s, "
-        )
-        if not elastic:
-            raise UserError(
-                f"{shortage}this machine has {there.get(kind, 0):g}: lower actors.count or actors.{field}, "
-                "or join a cluster with --address"
+        of_actor, of_learner = getattr(actors, field), getattr(learners, field)
+        needed = actors.fewest * of_actor + learners.count * of_learner
+        there = sum(node["Resources"].get(kind, 0.0) for node in nodes)
+        if needed > there:
+            shortage = (
+                f"{actors.fewest} actors x {of_actor:g} and {learners.count} learners x {of_learner:g} need "
+                f"{needed:g} {kind}s, {where} has {there:g}"
             )
-        waiting = f"waiting up to {config.run.start_timeout_s:.0f} s for it to grow"
-        logger.warning("%sthe cluster has %g: %s", shortage, there.get(kind, 0), waiting)
+            return shortage, f"lower {_count_field(actors)} or actors.{field}"
+    return None
+
+
+def _shortage_of_places(actors: ActorsConfig, nodes: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str] | None:
+    """An actor needs all of its CPUs and GPUs on one node, which has its labels."""
+    needs = {kind: amount for kind, amount in (("CPU", actors.cpus), ("GPU", actors.gpus)) if amount}
+    allowed = [node for node in nodes if actors.label_selector.items() <= node["Labels"].items()]
+    room = sum(
+        min((int(node["Resources"].get(kind, 0.0) / amount) for kind, amount in needs.items()), default=actors.fewest)
+        for node in allowed
+    )
+    if room >= actors.fewest:
+        return None
+    labelled = f" with {', '.join(actors.labels)}" if actors.labels else ""
+    shortage = (
+        f"{actors.fewest} actors need {actors.cpus:g} CPUs and {actors.gpus:g} GPUs each, of one node{labelled}: "
+        f"{where} has room for {room}"
+    )
+    return (
+        shortage,
+        f"lower {_count_field(actors)} or change actors.{'labels' if actors.labels else 'gpus or actors.cpus'}",
+    )
+
+
+def _count_field(actors: ActorsConfig) -> str:
+    return "actors.min" if actors.max else "actors.count"

@@ -1,5 +1,7 @@
 """Loading a frozen Video-LLM from a folder, a hub id or the package itself."""
 
+import warnings
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,6 +21,7 @@ from cacovid.models.llava_next_video import LlavaNextVideo
 from cacovid.models.llava_onevision import LlavaOnevision
 from cacovid.models.qwen_vl import Qwen3VL, Qwen25VL
 from cacovid.models.smolvlm import SmolVLM
+from cacovid.models.spreading import device_map
 from cacovid.models.videollama3 import VideoLlama3
 
 FAMILIES: dict[str, type[VideoLLM]] = {
@@ -41,7 +44,7 @@ UNREADABLE = (
 
 
 def load_video_llm(config: ModelConfig) -> VideoLLM:
-    """Load the Video-LLM of ``config`` frozen, on its device, in its dtype. Code in a repository is never run.
+    """Load the Video-LLM of ``config`` frozen, on its devices, in its dtype. Code in a repository is never run.
 
     Raises:
         UserError: Nothing can be loaded from ``config.path``, or parameters are missing there, or its model
@@ -49,16 +52,23 @@ def load_video_llm(config: ModelConfig) -> VideoLLM:
     """
     path = resolve_path(config.path)
     family, settings = read_config(path, config)
-    device = resolve_device(config.device)
+    devices = resolve_devices(config.device)
     disable_progress_bar()  # the command line draws its own
     processor = load_processor(path, config)
-    model = _load_model(path, config, settings, resolve_dtype(config.dtype, device))
+    dtype = resolve_dtype(config.dtype, devices[0])
     try:
-        return family(model.to(device), processor, config)
+        if len(devices) == 1:
+            model = _load_model(path, config, settings, dtype).to(devices[0])
+        else:
+            with warnings.catch_warnings():  # LLaVA's newline row is no module but has a place too
+                warnings.filterwarnings("ignore", message="The following device_map keys do not match")
+                model = _load_model(path, config, settings, dtype, _places(settings, devices))
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"model {config.path!r} does not fit {device}: {_reason(error)}; `cacovid plan` says which GPUs hold it"
+            f"model {config.path!r} does not fit {', '.join(map(str, devices))}: {_reason(error)}; "
+            "`cacovid plan` says which GPUs hold it"
         ) from error
+    return family(model, processor, config)
 
 
 def load_processor(path: str, config: ModelConfig) -> Any:  # noqa: ANN401 - transformers has no types
@@ -79,18 +89,35 @@ def load_processor(path: str, config: ModelConfig) -> Any:  # noqa: ANN401 - tra
     return processor
 
 
-def _load_model(path: str, config: ModelConfig, settings: Any, dtype: torch.dtype) -> Any:  # noqa: ANN401
+def _places(settings: Any, devices: Sequence[torch.device]) -> dict[str, int | str]:  # noqa: ANN401
+    """transformers' ``device_map``; GPUs by number, of which accelerate takes the smallest for the first one."""
+    with torch.device("meta"):
+        shape = AutoModelForImageTextToText.from_config(settings)
+    names = [str(device) if device.index is None else device.index for device in devices]
+    return {module: names[place] for module, place in device_map(shape, len(devices)).items()}
+
+
+def _load_model(
+    path: str,
+    config: ModelConfig,
+    settings: Any,  # noqa: ANN401
+    dtype: torch.dtype,
+    places: dict[str, int | str] | None = None,
+) -> Any:  # noqa: ANN401
     try:
         model, report = AutoModelForImageTextToText.from_pretrained(
             path,
             config=settings,
             revision=config.revision,
             dtype=dtype,
+            device_map=places,
             attn_implementation=config.attention,
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, all at once
         )
+    except torch.OutOfMemoryError:
+        raise
     except ImportError as error:
         raise UserError(f"model.attention={config.attention!r}: {_reason(error)}; use 'sdpa'") from error
     except UNREADABLE as error:
@@ -126,6 +153,19 @@ def resolve_path(path: str) -> str:
     if looks_local:
         raise UserError(f"model folder {path!r} does not exist: give 'embedded', an existing folder or a hub id")
     return path
+
+
+def resolve_devices(name: str) -> list[torch.device]:
+    """All GPUs for ``spread``, else one device as :func:`resolve_device`.
+
+    Raises:
+        UserError: As there, or there is no GPU to spread over.
+    """
+    if name != "spread":
+        return [resolve_device(name)]
+    if not torch.cuda.is_available():
+        raise UserError("model.device='spread' (of actors.gpus above 1), but torch sees no GPU: use 'auto' or 'cpu'")
+    return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
 
 
 def resolve_device(name: str) -> torch.device:

@@ -1,5 +1,6 @@
 """GPUs, and how many rollout actors and learners fit them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 GIB = 1024**3
@@ -37,12 +38,24 @@ class Fit:
 
     gpu: Gpu
     actors: int  # rollout actors on one GPU of their own; set actors.gpus to 1 over this
+    spread_over: int | None  # where that is 0: fewest GPUs of a node over which one actor fits; None: not over 8
     learners: int | None  # fewest learners, one GPU each, that hold the policy; None: none do at this ZeRO stage
     shared_actors: int  # actors beside a single learner on one GPU
 
 
-def fit(gpu: Gpu, actor_bytes: int, learner_bytes: list[int]) -> Fit:
-    """How many actors of ``actor_bytes`` and learners fit; ``learner_bytes[n - 1]`` is one of n learners'."""
+def fit(gpu: Gpu, actor_bytes: int, learner_bytes: list[int], spread_bytes: Sequence[int] = ()) -> Fit:
+    """How many actors of ``actor_bytes`` and learners fit; ``learner_bytes[n - 1]`` is one of n learners'.
+
+    Args:
+        spread_bytes: Of an actor on the fullest of 2, 3, ... GPUs.
+    """
     enough = [count for count, size in enumerate(learner_bytes, start=1) if size <= gpu.usable]
     beside = gpu.usable - learner_bytes[0]
-    return Fit(gpu, gpu.usable // actor_bytes, enough[0] if enough else None, max(0, beside // actor_bytes))
+    spread = [count for count, size in enumerate(spread_bytes, start=2) if size <= gpu.usable]
+    return Fit(
+        gpu,
+        actors=gpu.usable // actor_bytes,
+        spread_over=spread[0] if spread and actor_bytes > gpu.usable else None,
+        learners=enough[0] if enough else None,
+        shared_actors=max(0, beside // actor_bytes),
+    )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from cacovid.config import SamplingConfig, TrainConfig
+from cacovid.models.spreading import device_map, parameters_by_device
 from cacovid.planning.backbone import Model, VideoShape, known_backbones
 from cacovid.planning.counts import (
     PolicyCost,
@@ -29,6 +30,7 @@ from cacovid.sampling.rates import tokens_at
 
 PROMPT_TEXT = 96  # columns of a question with options and chat markers, beside those of each step
 MOST_LEARNERS = 64
+MOST_GPUS = 8  # of one node, over which a replica is spread
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class ReplicaPlan:
 
     parameters: dict[str, int]
     weight_bytes: int
+    spread_bytes: tuple[int, ...]  # weights on the fullest of 2, 3, ... GPUs
     encode_flops: int  # one clip
     encode_bytes: int  # working memory of the tower
     full_flops: int  # answering one prompt with all video tokens, prefill
@@ -48,8 +51,12 @@ class ReplicaPlan:
     @property
     def total_bytes(self) -> int:
         """Weights, the larger of both working sets, one item and the process."""
-        working = max(self.encode_bytes, self.scoring_bytes + self.cache_bytes)
-        return self.weight_bytes + working + self.item_bytes + CONTEXT_BYTES
+        return self.weight_bytes + self.other_bytes
+
+    @property
+    def other_bytes(self) -> int:
+        """All but the weights; where a replica is spread over GPUs, at most this is on each of them."""
+        return max(self.encode_bytes, self.scoring_bytes + self.cache_bytes) + self.item_bytes + CONTEXT_BYTES
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ def make_plan(config: TrainConfig, width: int = 640, height: int = 360) -> Plan:
         # A backward pass counts twice its forward.
         learning_flops=3 * config.updates_per_step() * config.questions_per_update() * policy.forward_flops,
         replay_items=_replay_items(config, replica),
-        fits=tuple(fit(gpu, _actor_bytes(replica, policy), learner.total_bytes()) for gpu in GPUS),
+        fits=_fits(replica, policy, learner),
     )
 
 
@@ -142,6 +149,9 @@ def _replica(
     return ReplicaPlan(
         parameters=parameters,
         weight_bytes=sum(parameters.values()) * size,
+        spread_bytes=tuple(
+            max(parameters_by_device(model, device_map(model, count))) * size for count in range(2, MOST_GPUS + 1)
+        ),
         encode_flops=tower_flops(model, video, grid),
         encode_bytes=layer_bytes(tower_rows, vision.hidden_size, vision.intermediate_size, size),
         full_flops=prefill_flops(model, grid.tokens + text),
@@ -188,6 +198,8 @@ def _replay_items(config: TrainConfig, replica: ReplicaPlan) -> int:
     return min(objective.replay_items, objective.replay_bytes // replica.item_bytes)
 
 
-def _actor_bytes(replica: ReplicaPlan, policy: PolicyCost) -> int:
-    """A replica with its own copy of the policy, which runs without keeping activations."""
-    return replica.total_bytes + 4 * policy.parameters
+def _fits(replica: ReplicaPlan, policy: PolicyCost, learner: LearnerPlan) -> tuple[Fit, ...]:
+    """What each GPU holds. A replica has its own copy of the policy, which runs without keeping activations."""
+    beside = replica.other_bytes + 4 * policy.parameters
+    spread = [weights + beside for weights in replica.spread_bytes]
+    return tuple(fit(gpu, replica.weight_bytes + beside, learner.total_bytes(), spread) for gpu in GPUS)

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from accelerate.hooks import remove_hook_from_module
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -70,7 +71,8 @@ class NonCausalLayer(nn.Module):
         fields.pop("_name_or_path", None)  # a saved policy tells nobody's folders
         spec = LayerSpec(model_type=config.model_type, text_config=fields)
         layers: Any = text_model.layers
-        layer: nn.Module = copy.deepcopy(layers[0]).float().requires_grad_(True)
+        copied = remove_hook_from_module(copy.deepcopy(layers[0]), recurse=True)  # of a model spread over GPUs
+        layer: nn.Module = copied.float().requires_grad_(True)
         return cls(layer, spec).to(next(layer.parameters()).device)
 
     @classmethod

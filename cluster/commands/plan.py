@@ -96,8 +96,10 @@ def _gpus(made: "Plan") -> "Table":
 
     table = Table("GPU", "actors on it", "actors.gpus", "learners needed", "actors beside one learner")
     for fit in made.fits:
-        # Rounded down: together they must not ask for more than the GPU.
-        share = f"{floor(1e4 / fit.actors) / 1e4:g}" if fit.actors else "does not fit"
+        if fit.actors:  # rounded down: together they must not ask for more than the GPU
+            share = f"{floor(1e4 / fit.actors) / 1e4:g}"
+        else:
+            share = f"{fit.spread_over} (spread)" if fit.spread_over else "does not fit"
         needed = str(fit.learners) if fit.learners else "none fit: raise zero_stage or lower micro_batch_tokens"
         table.add_row(fit.gpu.name, str(fit.actors), share, needed, str(fit.shared_actors))
     return table

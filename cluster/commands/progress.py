@@ -38,17 +38,16 @@ class Progress:
         self._bars.stop()
 
     def wait(self, what: str) -> None:
-        """Say what goes on until the first stage reports; nobody knows how long."""
-        self._bars.add_task(what, total=None, figures="")
-        if not self.console.is_terminal:
+        """Say what goes on until a stage reports; nobody knows how long. Without a terminal the first time alone."""
+        if not self.console.is_terminal and not self._bars.tasks:
             self.console.print(what)
+        self._forget_waiting()
+        self._bars.add_task(what, total=None, figures="")
 
     def show(self, stage: str, done: int, total: int, figures: str = "") -> None:
         """``done`` of ``total`` parts of ``stage`` are finished. Stages come one after the other."""
+        self._forget_waiting()
         if not self._bars.tasks or self._bars.tasks[-1].description != stage:
-            for task in self._bars.tasks:
-                if task.total is None:
-                    self._bars.remove_task(task.id)
             self._bars.add_task(stage, total=total, figures="")
         task = self._bars.tasks[-1]
         self._bars.update(task.id, completed=done, figures=f"{done}/{total} {figures}")
@@ -56,3 +55,8 @@ class Progress:
             left = "" if task.time_remaining is None else f"left {task.time_remaining:.0f} s"
             parts = (f"{stage} {done}/{total}", figures, left)
             self.console.print("  ".join(part for part in parts if part), highlight=False, soft_wrap=True)
+
+    def _forget_waiting(self) -> None:
+        for task in self._bars.tasks:
+            if task.total is None:
+                self._bars.remove_task(task.id)

@@ -20,6 +20,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.tune import PlacementGroupFactory
 
 from actors.env_runner import DUMMY_SPACE, RolloutEnvRunner
 from actors.host import RayHost
@@ -176,6 +177,22 @@ class CPO(Algorithm):  # type: ignore[misc]
     def get_default_config(cls) -> CPOConfig:
         """The embedded default."""
         return CPOConfig()
+
+    @classmethod
+    def default_resource_request(cls, config: AlgorithmConfig | dict[str, Any]) -> PlacementGroupFactory:
+        """What Tune reserves for a trial, in this order: its own bundle, those of all actors, those of the learners.
+
+        An elastic pool has room for its ``actors.max`` actors, whether they are there or not.
+        """
+        resolved = cls.get_default_config().update_from_dict(config)
+        actors = resolved.train_config().actors
+        resolved.num_env_runners = actors.places
+        asked: PlacementGroupFactory = super().default_resource_request(resolved)
+        if not actors.labels:
+            return asked
+        learners = len(asked.bundles) - 1 - actors.places
+        labels = [{}, *[actors.label_selector] * actors.places, *[{}] * learners]
+        return PlacementGroupFactory(asked.bundles, strategy=asked.strategy, bundle_label_selector=labels)
 
     def setup(self, config: CPOConfig) -> None:
         """Prepare the items, make the initial policy, start actors and learners."""

@@ -24,7 +24,12 @@ def initial_policy_files(config: TrainConfig) -> PolicyFiles:
     """
     if not config.actors.places:
         return _make(config)
-    remote = ray.remote(num_cpus=config.actors.cpus, num_gpus=config.actors.gpus, max_retries=2)(_make)
+    remote = ray.remote(
+        num_cpus=config.actors.cpus,
+        num_gpus=config.actors.gpus,
+        label_selector=config.actors.label_selector or None,
+        max_retries=2,
+    )(_make)
     made = remote.remote(config)
     try:
         files: PolicyFiles = ray.get(made, timeout=config.run.start_timeout_s)
@@ -48,7 +53,7 @@ def read_policy_files(folder: Path) -> PolicyFiles:
 def _make(config: TrainConfig) -> PolicyFiles:
     # Orthogonal initialisation differs in its last digits with the number of threads.
     torch.set_num_threads(config.actors.threads)
-    video_llm = load_video_llm(config.model)
+    video_llm = load_video_llm(config.replica_model())
     policy = policy_for(video_llm, config)
     with tempfile.TemporaryDirectory() as folder:
         policy.save_pretrained(folder)

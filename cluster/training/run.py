@@ -43,13 +43,20 @@ class TrainingOutcome:
 
 
 def train(
-    config: TrainConfig, run: RunDirectory, report: Report, *, resume: bool = False, address: str | None = None
+    config: TrainConfig,
+    run: RunDirectory,
+    report: Report,
+    *,
+    resume: bool = False,
+    address: str | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> TrainingOutcome:
     """Run ``config`` in ``run``; with ``resume`` continue from its newest checkpoint.
 
     Args:
         report: Called with each finished step's row.
         address: Ray cluster; None starts one on this machine.
+        tell: Called with how many actors there are whenever that changes, from another thread.
 
     Raises:
         UserError: The run cannot start or go on for a reason that the user can mend.
@@ -60,6 +67,8 @@ def train(
         try:
             check_resources(config, elastic=address not in (None, "local"))
             algorithm = _build(config, run)
+            if tell is not None:
+                algorithm.pool.watch(tell)
             checkpoint = run.newest_checkpoint() if resume else None
             if checkpoint is not None:
                 algorithm.restore_from_path(checkpoint)

@@ -32,6 +32,7 @@ NUMBERS = {
     "llava-hf/llava-onevision-qwen2-7b-ov-hf": (3584, 28, 28, 4, 196, 7.62e9),
     "Qwen/Qwen2.5-VL-3B-Instruct": (2048, 36, 16, 2, 299, 3.09e9),
     "Qwen/Qwen2.5-VL-7B-Instruct": (3584, 28, 28, 4, 299, 7.62e9),
+    "Qwen/Qwen2.5-VL-72B-Instruct": (8192, 80, 64, 8, 299, 72.7e9),
     "Qwen/Qwen3-VL-4B-Instruct": (2560, 36, 32, 8, 220, 4.02e9),
     "HuggingFaceTB/SmolVLM2-2.2B-Instruct": (2048, 24, 32, 32, 81, 1.81e9),
 }
@@ -208,6 +209,19 @@ def test_gpus_hold_what_fits_their_usable_memory() -> None:
     assert (found.actors, found.learners, found.shared_actors) == (3, 2, 0)
     assert fit(gpu, 30 * GIB, [35 * GIB]).shared_actors == 2
     assert fit(gpu, 101 * GIB, [101 * GIB]).learners is None
+
+
+def test_replica_too_large_for_a_gpu_is_spread_over_as_few_as_hold_it() -> None:
+    gpu = Gpu("test", memory=int(100 * GIB / USABLE) + 1)
+    halves = [110 * GIB, 80 * GIB, 60 * GIB]
+    assert fit(gpu, 200 * GIB, [GIB], halves).spread_over == 3
+    assert fit(gpu, 99 * GIB, [GIB], halves).spread_over is None
+    assert fit(gpu, 500 * GIB, [GIB], [250 * GIB]).spread_over is None
+    plan = make_plan(TrainConfig(model=ModelConfig(path="Qwen/Qwen2.5-VL-72B-Instruct", num_frames=32)))
+    weights = plan.replica.weight_bytes
+    for count, fullest in enumerate(plan.replica.spread_bytes, start=2):
+        assert weights / count <= fullest <= weights / count + 2 * 10**9  # a layer more
+    assert {fit.gpu.name: fit.spread_over for fit in plan.fits}["H100 80 GB"] == 2
 
 
 def test_a_model_that_cannot_be_read_is_refused() -> None:
