@@ -26,11 +26,13 @@ class PublishedWeights:
     version: int  # finished training steps
     held: ray.ObjectRef | Weights  # by reference where the actors are remote
     id: str = field(default_factory=lambda: uuid4().hex)
+    nbytes: int = 0  # of all tensors
 
     @classmethod
     def of(cls, version: int, weights: Weights, *, remote: bool) -> "PublishedWeights":
         """Publish ``weights``; put into the object store by the caller, so that no actor's death loses them."""
-        return cls(version, ray.put(weights) if remote else weights)
+        nbytes = sum(value.nbytes for value in weights.values())
+        return cls(version, ray.put(weights) if remote else weights, nbytes=nbytes)
 
     def value(self) -> Weights:
         """The weights themselves."""

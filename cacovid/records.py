@@ -4,13 +4,16 @@ Shape legend: G combinations of one inner iteration, k retained tokens, N video 
 (temporal steps), Lt text tokens, L prompt columns, D width of the language model.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from cacovid.packing import PackedIndices
 
 ProblemType = Literal["multiple choice", "numerical", "OCR", "free-form", "regression"]
 
@@ -78,16 +81,36 @@ class Mode(IntEnum):
 
 @dataclass(frozen=True)
 class Combinations:
-    """G token combinations of equal size drawn for one item in one inner iteration."""
+    """G token combinations of equal size drawn for one item in one inner iteration.
 
-    kept: Tensor  # (G, k) int32, ascending retained token indices
+    Pickled, the indices are packed, and they stay so until somebody asks for them: the driver, which passes them on
+    for a thousand actors, never does.
+    """
+
+    indices: Tensor | PackedIndices  # see `kept`
     modes: Tensor  # (G,) uint8, values of Mode
     frames: Tensor  # (G, T) bool, the drawn frames (all False unless Mode.FRAME)
     rate: float  # sampling rate r; k = round(r * H*W) * T
 
+    @property
+    def kept(self) -> Tensor:
+        """(G, k) int32, ascending retained token indices."""
+        if isinstance(self.indices, PackedIndices):
+            object.__setattr__(self, "indices", self.indices.unpacked())
+        assert isinstance(self.indices, Tensor)
+        return self.indices
+
+    def nbytes(self) -> int:
+        """Bytes of the unpacked indices and of the frames, for bounded buffers."""
+        return math.prod(self.indices.shape) * torch.int32.itemsize + tensor_bytes(self.frames)
+
     def rows(self, which: slice) -> "Combinations":
         """Some of the G combinations."""
         return Combinations(self.kept[which], self.modes[which], self.frames[which], self.rate)
+
+    def __getstate__(self) -> dict[str, Any]:
+        packed = PackedIndices.of(self.indices) if isinstance(self.indices, Tensor) else self.indices
+        return {**vars(self), "indices": packed}
 
 
 @dataclass(frozen=True)
@@ -136,14 +159,15 @@ class Rollout:
     @classmethod
     def joined(cls, parts: "Sequence[Rollout]") -> "Rollout":
         """One item's rollout whose combinations were scored in parts."""
+        if len(parts) == 1:
+            return parts[0]  # as packed as it is
         iterations = zip(*(part.iterations for part in parts), strict=True)
         return replace(parts[0], iterations=tuple(map(ScoredCombinations.joined, iterations)))
 
     def nbytes(self) -> int:
         """Bytes held by the tensors, for bounded buffers."""
         return sum(
-            tensor_bytes(scored.combinations.kept, scored.combinations.frames, scored.reward, scored.likelihood)
-            for scored in self.iterations
+            scored.combinations.nbytes() + tensor_bytes(scored.reward, scored.likelihood) for scored in self.iterations
         )
 
 

@@ -112,11 +112,12 @@ class DeepSpeedLearner(TorchLearner):  # type: ignore[misc]
         not_components: str | Collection[str] | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> dict[str, Any]:
-        """The weights as last gathered; the optimiser's state goes through :meth:`save_engine`.
+        """The weights as last gathered, in float32; the optimiser's state goes through :meth:`save_engine`.
 
         Cached, because RLlib asks one learner only and a ZeRO-3 gather would hang there.
         """
-        return {COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: self._newest_weights}}
+        weights = {name: value.float() for name, value in self._newest_weights.items()}
+        return {COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: weights}}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Weights alone cannot be set under ZeRO; checkpoints restore the whole engine."""

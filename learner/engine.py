@@ -179,10 +179,13 @@ class PolicyEngine:
         return sum(gathered, MetricSums({}, 0))
 
     def weights(self) -> dict[str, Tensor]:
-        """The whole policy's float32 weights on the CPU. Every learner must call this (ZeRO-3 gathers)."""
+        """The whole policy's weights on the CPU. Every learner must call this (ZeRO-3 gathers).
+
+        Bfloat16 ones stay so: the float32 masters are the optimiser's, and float32 modules take them over exactly.
+        """
         params = list(self.policy.parameters())
         with self._deepspeed.zero.GatheredParameters(params, enabled=self.learners.zero_stage == 3):
-            return {name: value.detach().float().cpu().clone() for name, value in self.policy.state_dict().items()}
+            return {name: value.detach().cpu().clone() for name, value in self.policy.state_dict().items()}
 
     def save(self, folder: Path, tag: str) -> None:
         """DeepSpeed's own checkpoint (weights, optimiser, partitions). Every learner must call this.

@@ -108,7 +108,7 @@ def sample_combinations(
         frames[counts.content + counts.token :].scatter_(1, drawn, True)
     modes = torch.tensor([Mode.CONTENT, Mode.TOKEN, Mode.FRAME], dtype=torch.uint8)
     return Combinations(
-        kept=torch.cat(parts).sort(dim=-1).values.int(),
+        indices=torch.cat(parts).sort(dim=-1).values.int(),
         modes=modes.repeat_interleave(torch.tensor(counts)),
         frames=frames,
         rate=rate,

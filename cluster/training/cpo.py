@@ -302,7 +302,9 @@ class CPO(Algorithm):  # type: ignore[misc]
         self.updates.let_go(self.pool.leaving_nodes())
         self._show_actors()
         self.finished_steps = step + 1
+        learnt = time.perf_counter()
         self.schedule.publish(step + 1, self.learner_group.publish())
+        published = time.perf_counter()
         metrics = rollout_metrics(
             results,
             losses,
@@ -311,7 +313,9 @@ class CPO(Algorithm):  # type: ignore[misc]
                 epoch=self.order.epoch_of(step + 1),
                 policy_version=rollouts[0].policy_version,
                 wait_seconds=collected - started,
-                learn_seconds=time.perf_counter() - collected,
+                learn_seconds=published - collected,
+                publish_seconds=published - learnt,
+                published_bytes=self.schedule.newest.nbytes,
                 lost_actors=self.pool.lost_actors,
                 requeued_tasks=self.pool.requeued,
                 replay_items=len(self.updates.replay),

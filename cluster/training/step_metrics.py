@@ -20,6 +20,8 @@ class StepMetrics:
     policy_version: int
     wait_seconds: float  # the driver waited for rollouts
     learn_seconds: float  # the learner's updates and publishing
+    publish_seconds: float  # thereof gathering the weights and handing them to the object store
+    published_bytes: int  # of the weights, as the object store holds them
     lost_actors: int  # deaths so far
     requeued_tasks: int  # tasks given out again so far
     replay_items: int

@@ -62,7 +62,7 @@ def make_record(
 def scored(reward: Sequence[float], modes: Sequence[Mode], rate: float = 0.1) -> ScoredCombinations:
     """Rewards and modes with masks that do not matter."""
     combinations = Combinations(
-        kept=torch.zeros(len(reward), 1, dtype=torch.int32),
+        indices=torch.zeros(len(reward), 1, dtype=torch.int32),
         modes=torch.tensor(modes, dtype=torch.uint8),
         frames=torch.zeros(len(reward), GRID.frames, dtype=torch.bool),
         rate=rate,

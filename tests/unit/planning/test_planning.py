@@ -284,4 +284,7 @@ def test_the_command_warns_of_actors_that_would_have_nothing_to_do() -> None:
     warning = "Of 17 rollout actors at most 16 have a task at the same time: lower actors.items_per_task"
     assert warning in shown("actors.count=17")
     assert warning not in shown("actors.count=16")
-    assert "Of 17 rollout" not in shown("actors.count=17", "actors.items_per_task=1")
+    assert "raise actors.parts_per_item, run.items_per_step or actors.staleness" in shown("actors.count=17")
+    for remedy in ("items_per_task=1", "parts_per_item=2", "staleness=2"):
+        assert "Of 17 rollout" not in shown("actors.count=17", f"actors.{remedy}")
+    assert "at most 32 have a task at the same time" in shown("actors.parts_per_item=2")
