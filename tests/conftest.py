@@ -1,6 +1,7 @@
 """What every test starts from, whatever ran before it and whatever machine it runs on."""
 
 import os
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -14,6 +15,10 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--reliability-table", type=Path, help="file whose table tests/cluster brings up to date")
 
 
 def pytest_configure(config: pytest.Config) -> None:

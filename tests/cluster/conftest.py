@@ -2,13 +2,20 @@
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from tests.integration.conftest import table  # noqa: F401 - a fixture
+from cacovid.config import TrainConfig
+from cacovid.config_files import with_overrides
+from tests.integration.conftest import SMALL_RUN, table  # noqa: F401 - a fixture
+from tests.support import reliability
+from tests.support.disturbed import Alone, Disturbed
 
+STEPS = 6
+ROWS = pytest.StashKey[list[reliability.Row]]()
 FAST_NOTICE = {
     "health_check_initial_delay_ms": 1000,
     "health_check_period_ms": 500,
@@ -16,16 +23,67 @@ FAST_NOTICE = {
 }
 
 
-@pytest.fixture
-def nodes() -> Iterator[Cluster]:
-    """A head node with room for learners alone; rollout nodes are added by the test."""
+@pytest.fixture(scope="package")
+def head() -> Iterator[Cluster]:
+    """A head node with room for learners and a few actors, which the driver has joined."""
     if ray.is_initialized():
         ray.shutdown()
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 4, "object_store_memory": 256 << 20, "_system_config": FAST_NOTICE},
+        head_node_args={
+            "num_cpus": 4,
+            "object_store_memory": 512 << 20,
+            "include_dashboard": False,
+            "_system_config": FAST_NOTICE,
+        },
     )
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     yield cluster
     ray.shutdown()
     cluster.shutdown()
+
+
+@pytest.fixture
+def nodes(head: Cluster) -> Iterator[Cluster]:
+    """The head node alone; nodes that the test adds go when it ends."""
+    yield head
+    for node in list(head.worker_nodes):
+        head.remove_node(node, allow_graceful=False)
+
+
+@pytest.fixture
+def small(table: Path) -> TrainConfig:  # noqa: F811 - the fixture
+    """Six training steps of the embedded default in miniature; learners have room on the head node alone."""
+    overrides = {
+        **SMALL_RUN,
+        "run.steps": STEPS,
+        "data.train": str(table),
+        "actors.cpus": 0.5,
+        "learners.count": 1,
+        "learners.cpus": 1.5,
+        "learners.record_cache_bytes": 0,
+    }
+    return with_overrides(TrainConfig(), overrides)
+
+
+@pytest.fixture(scope="package")
+def alone(head: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    """The undisturbed runs that others are compared to."""
+    return Alone(tmp_path_factory.mktemp("alone"))
+
+
+@pytest.fixture
+def disturbed(alone: Alone, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> Disturbed:
+    """Faults, books and the row of the test's schedule."""
+    return Disturbed(alone, pytestconfig.stash.setdefault(ROWS, []), monkeypatch)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the table of the schedules that were run, and put it where ``--reliability-table`` says."""
+    rows = config.stash.get(ROWS, [])
+    if rows:
+        terminalreporter.section("reliability")
+        for line in reliability.lines(rows):
+            terminalreporter.write_line(line)
+        if path := config.getoption("--reliability-table"):
+            reliability.write(rows, path)
