@@ -50,8 +50,10 @@ bench-serve: setup
 	$(BIN)/python -m benchmarks.service
 
 bench-scale: setup
-	$(BIN)/python -m benchmarks.scale --actors 64
+	$(BIN)/python -m benchmarks.scale --actors 64 --real
 	$(BIN)/python -m benchmarks.scale --actors 1000
+	$(BIN)/python -m benchmarks.scale --actors 1000 --items-per-actor 2 --parts 4
+	$(BIN)/python -m benchmarks.data_path
 
 RESULTS := runs/results
 HELD_OUT := $(RESULTS)/table/clips-held-out-250/questions.parquet

@@ -140,6 +140,10 @@ class LightActors(RayHost):
         """A process of its own, which asks for no CPU."""
         return self._light.remote(self._answers)
 
+    def end(self, handle: Any) -> None:  # noqa: ANN401
+        """See :class:`actors.host.ActorHost`."""
+        ray.kill(handle)
+
     def call(self, handle: Any, method: str, done: Done, *arguments: Any, apart: int = 0) -> None:  # noqa: ANN401
         """See :class:`actors.host.ActorHost`."""
         if method != "sample_apart":

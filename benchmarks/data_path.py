@@ -95,6 +95,9 @@ class _Makers(RayHost):
     def start(self, number: int) -> Any:  # noqa: ANN401 - Ray's handle
         return self._maker.remote(self._width)
 
+    def end(self, handle: Any) -> None:  # noqa: ANN401
+        ray.kill(handle)
+
 
 class _FormerPool:
     """The previous release's way with tasks, without what it did about deaths."""

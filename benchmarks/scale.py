@@ -107,6 +107,7 @@ def main(
         "run.items_per_step": items_per_actor * actors,
         "run.steps": 10**6,
         "learners.count": int(real),
+        "objective.replay_items": min(3_000, items_per_actor * actors),  # full when the measurement begins
         "objective.replay_bytes": 10**13,
     }
     config = with_overrides(TrainConfig(), overrides)
@@ -123,8 +124,10 @@ def _measure(controller: _Controller, crew: Crew, actors: int, steps: int, title
         return float(sum(process.cpu_times()[:2])) - crew.cpu_s
 
     controller.step(0)  # fills the queues
-    begin, before, memory = time.monotonic(), spent(), held_bytes()
-    for step in range(1, steps + 1):
+    begin, before = time.monotonic(), spent()
+    controller.step(1)
+    memory = held_bytes()  # from here on a step's rollouts take the place of the last one's
+    for step in range(2, steps + 1):
         controller.step(step)
     end, cost, grown = time.monotonic(), spent() - before, held_bytes() - memory
     crew.complete()
@@ -134,7 +137,7 @@ def _measure(controller: _Controller, crew: Crew, actors: int, steps: int, title
     rows = [
         ("actors at work", f"{100 * busy:.1f} % of the time"),
         ("controller", f"{100 * cost / (end - begin):.1f} % of one core, {1e6 * cost / tasks:.0f} us a task"),
-        ("its memory", f"{grown / 2**20:+.0f} MiB over {tasks} tasks"),
+        ("its memory", f"{grown / 2**20:+.0f} MiB over {tasks - tasks // steps} tasks"),
         ("through it by value", f"{sum(map(len, made_answers(config.actors.parts_per_item))) / 1000:.1f} kB an item"),
         ("publishing weights", _publishing(controller)),
         ("tasks", f"{tasks / (end - begin):.0f} a second"),

@@ -25,7 +25,7 @@ def test_stand_ins_are_kept_at_work(parts: int, capsys: pytest.CaptureFixture[st
     assert "3 stand-ins" in printed
     told = figures(printed)
     assert 20 < float(told["actors at work"].split()[0]) <= 100
-    assert told["its memory"].endswith(f"over {36 * parts} tasks")
+    assert told["its memory"].endswith(f"over {24 * parts} tasks")
     assert float(told["through it by value"].split()[0]) * 1000 == pytest.approx(sum(map(len, made_answers(parts))), 50)
 
 
