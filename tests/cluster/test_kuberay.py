@@ -17,10 +17,10 @@ from tests.support.serving_server import policy_folder
 from tests.support.waiting import wait_until
 from tests.unit.serving.test_api import messages
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 FOLDER = "overlays/embedded-cpu"
-JOB_S = 240.0
+JOB_S = 400.0
 KEY = "a-key-of-the-test-0123456789"
 
 

@@ -16,6 +16,15 @@ from tests.support.head_node import BIN
 from tests.support.waiting import wait_until
 
 APART = ("--net", "--pid", "--mount")
+# Ray tells later processes by a file there which cluster is the newest.
+FOLDERS = ("mount -t tmpfs none /mnt", "mkdir -p /tmp/ray", "mount -t tmpfs none /tmp/ray")
+NETWORK = (  # loopback, and an address that nobody else can reach
+    "ip link set lo up",
+    "ip link add one type veth peer name other",
+    "ip address add 192.0.2.1/24 dev one",
+    "ip link set one up",
+    "ip link set other up",
+)
 
 
 class Machine:
@@ -23,7 +32,7 @@ class Machine:
 
     def __init__(self, pid: int, environment: Mapping[str, str], logs: Path) -> None:
         self._enter = ["nsenter", f"--target={pid}", *APART]
-        self._environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"} | environment
+        self._environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}:/usr/sbin"} | environment
         self._logs = logs
 
     def start(self, *command: str, log: str, **environment: str) -> "subprocess.Popen[bytes]":
@@ -58,8 +67,20 @@ def machine(mounts: Mapping[str, Path], environment: Mapping[str, str], logs: Pa
     if shutil.which("unshare") is None or os.geteuid() != 0:
         pytest.skip("namespaces need root and unshare")
     binds = [f"mkdir -p {target} && mount --bind {folder} {target}" for target, folder in mounts.items()]
-    script = " && ".join(["mount -t tmpfs none /mnt", *binds, "ip link set lo up", "echo ready", "exec sleep infinity"])
-    command = ["unshare", *APART, "--fork", "--mount-proc", "--kill-child", "sh", "-c", script]
+    script = " && ".join([*FOLDERS, *binds, *NETWORK, "echo ready", "exec sleep infinity"])
+    # It ends with the test, even where that is killed.
+    command = [
+        "setpriv",
+        "--pdeathsig=KILL",
+        "unshare",
+        *APART,
+        "--fork",
+        "--mount-proc",
+        "--kill-child",
+        "sh",
+        "-c",
+        script,
+    ]
     holder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert holder.stdout is not None

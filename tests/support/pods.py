@@ -19,7 +19,7 @@ SECRET = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}  # what authOptions
 def start_pods(machine: Machine, resource: dict[str, Any], replicas: dict[str, int]) -> None:
     """The head, then ``replicas`` workers of each group, until all are ready and alive."""
     spec = cluster_spec(resource)
-    head = ["--head", "--port=6379", "--temp-dir=/mnt/ray", "--disable-usage-stats"]
+    head = ["--head", "--port=6379", "--disable-usage-stats"]
     pods = [(spec["headGroupSpec"], head)]
     for group in spec["workerGroupSpecs"]:
         pods += [(group, ["--address=127.0.0.1:6379"])] * replicas[group["groupName"]]

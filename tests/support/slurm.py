@@ -4,32 +4,27 @@ import os
 import pwd
 import secrets
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.support.head_node import BIN
-from tests.support.ports import free_port
+from tests.support.namespaces import Machine, machine
 from tests.support.waiting import wait_until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
+NODES = ("n1", "n2")
 
 
 class Slurm:
-    """Its commands, and the processes of its daemons."""
+    """Its commands."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.environment = os.environ | {
-            "SLURM_CONF": str(folder / "slurm.conf"),
-            "PATH": f"{BIN}:{os.environ['PATH']}",
-        }
+    def __init__(self, place: Machine) -> None:
+        self._place = place
 
     def run(self, *command: str) -> str:
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+        done = self._place.run(*command)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
@@ -41,55 +36,36 @@ class Slurm:
 
 @contextmanager
 def slurm(folder: Path) -> Iterator[Slurm]:
-    """SLURM until the end of the block; skips the test where it is not installed."""
+    """SLURM until the end of the block, on a machine apart; skips the test where it is not installed."""
     missing = [name for name in PROGRAMS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
-    if missing or os.geteuid() != 0:
-        pytest.skip(f"needs root and Debian's slurm-wlm and munge (missing: {missing})")
+    if missing:
+        pytest.skip(f"needs Debian's slurm-wlm and munge (missing: {missing})")
     for name in ("state", "spool", "logs"):
         (folder / name).mkdir(parents=True)
-    key = folder / "key"
-    key.write_bytes(secrets.token_bytes(1024))
-    key.chmod(0o400)
+    (folder / "key").write_bytes(secrets.token_bytes(1024))
+    (folder / "key").chmod(0o400)
     (folder / "slurm.conf").write_text(_configuration(folder))
-    started = Slurm(folder)
-    munge = ["munged", "--force", "--foreground", f"--key-file={key}"]
-    munge += [f"--{name}={folder / name}" for name in ("socket", "pid-file", "log-file", "seed-file")]
-    daemons = [munge, ["slurmctld", "-D"], ["slurmd", "-D", "-N", "n1"], ["slurmd", "-D", "-N", "n2"]]
-    running: list[subprocess.Popen[bytes]] = []
-    try:
-        for command in daemons:
-            running.append(_daemon(started, command))
-            if command is munge:
-                wait_until((folder / "socket").exists)
-        wait_until(lambda: _idle_nodes(started) == 2)
-        yield started
-    finally:
-        for process in reversed(running):
-            process.terminate()
-            process.wait()
-
-
-def _daemon(started: Slurm, command: list[str]) -> "subprocess.Popen[bytes]":
-    environment = started.environment | {"PATH": f"{started.environment['PATH']}:/usr/sbin"}
-    with (started.folder / "logs" / f"{command[0]}-{command[-1].rpartition('/')[2]}").open("wb") as log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-
-
-def _idle_nodes(started: Slurm) -> int:
-    shown = ["sinfo", "--noheader", "--Node", "--format=%T"]
-    done = subprocess.run(shown, env=started.environment, capture_output=True, text=True, check=False)
-    return done.stdout.split().count("idle")
+    with machine({}, {"SLURM_CONF": f"{folder}/slurm.conf"}, folder / "logs") as place:
+        files = [f"--{name}-file={folder}/{name}" for name in ("key", "pid", "log", "seed")]
+        place.start("munged", "--force", "--foreground", f"--socket={folder}/socket", *files, log="munged")
+        wait_until((folder / "socket").exists)
+        place.start("slurmctld", "-D", log="slurmctld")
+        for node in NODES:
+            place.start("slurmd", "-D", "-N", node, log=node)
+        sinfo = ["sinfo", "--noheader", "--Node", "--format=%T"]
+        wait_until(lambda: place.run(*sinfo).stdout.split().count("idle") == len(NODES))
+        yield Slurm(place)
 
 
 def _configuration(folder: Path) -> str:
     me = pwd.getpwuid(os.geteuid()).pw_name
     nodes = "\n".join(
-        f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={free_port()} CPUs=4" for name in ("n1", "n2")
+        f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={6820 + number} CPUs=4"
+        for number, name in enumerate(NODES)
     )
     return f"""
 ClusterName=test
 SlurmctldHost=localhost
-SlurmctldPort={free_port()}
 SlurmUser={me}
 SlurmdUser={me}
 AuthType=auth/munge
@@ -106,5 +82,5 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 MpiDefault=none
 {nodes}
-PartitionName=all Nodes=n1,n2 Default=YES State=UP
+PartitionName=all Nodes={",".join(NODES)} Default=YES State=UP
 """
