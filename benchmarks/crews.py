@@ -131,6 +131,7 @@ class LightActors(RayHost):
         self.task_s = task_s
         self.times, self.cpu_s = WorkTimes(), 0.0
         self._durations = random.Random(0)
+        self._groups = {}  # they ask for nothing
         self._called: Counter[Any] = Counter()  # tasks that an actor has still to answer
         self._ended: dict[Any, float] = {}  # when it answered last
         self._light = ray.remote(num_cpus=0)(LightActor)

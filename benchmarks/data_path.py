@@ -91,6 +91,7 @@ class _Makers(RayHost):
 
     def __init__(self, width: int) -> None:
         self._maker, self._width = ray.remote(num_cpus=0)(_Maker), width
+        self._groups = {}  # they ask for nothing
 
     def start(self, number: int) -> Any:  # noqa: ANN401 - Ray's handle
         return self._maker.remote(self._width)

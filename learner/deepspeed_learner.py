@@ -112,7 +112,7 @@ class DeepSpeedLearner(TorchLearner):  # type: ignore[misc]
         not_components: str | Collection[str] | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> dict[str, Any]:
-        """The weights as last gathered, in float32; the optimiser's state goes through :meth:`save_engine`.
+        """The weights as last gathered, in float32; the optimiser's state goes through :meth:`save_part`.
 
         Cached, because RLlib asks one learner only and a ZeRO-3 gather would hang there.
         """
@@ -122,19 +122,30 @@ class DeepSpeedLearner(TorchLearner):  # type: ignore[misc]
     def set_state(self, state: dict[str, Any]) -> None:
         """Weights alone cannot be set under ZeRO; checkpoints restore the whole engine."""
         if state:
-            raise RuntimeError("a DeepSpeed learner is restored by load_engine(), not by set_state()")
+            raise RuntimeError("a DeepSpeed learner is restored by restore_part(), not by set_state()")
 
     def get_checkpointable_components(self) -> list[tuple[str, Any]]:
-        """None: the engine's checkpoint is one piece."""
+        """None: a learner's state goes in parts, see :mod:`learner.state`."""
         return []
 
-    def save_engine(self, folder: str) -> None:
-        """Write the engine's checkpoint into ``folder`` (shared by all learners)."""
-        self.policy_engine.save(Path(folder), "engine")
+    def save_part(self) -> bytes:
+        """This learner's part of a checkpoint."""
+        return self.policy_engine.state.save()
 
-    def load_engine(self, folder: str) -> None:
-        """Restore what :meth:`save_engine` wrote."""
-        self.policy_engine.load(Path(folder), "engine")
+    def part_is_saved(self) -> None:
+        """Nothing; as the last call done it lets go of the part, which :meth:`save_part` would hold till the next."""
+
+    def begin_restore(self) -> None:
+        """Get ready for :meth:`restore_part`."""
+        self.policy_engine.state.begin()
+
+    def restore_part(self, part: bytes) -> None:
+        """Take what this learner needs of any learner's part."""
+        self.policy_engine.state.add(part)
+
+    def end_restore(self) -> None:
+        """All parts are there. Every learner must call this."""
+        self.policy_engine.state.end()
         self._newest_weights = self.policy_engine.weights()
 
     def shutdown(self) -> None:

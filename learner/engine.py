@@ -3,10 +3,8 @@
 Shape legend: B records of one micro-batch, N video tokens, T frames.
 """
 
-import errno
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +19,9 @@ from cacovid.policy.base import CompressionPolicy, PolicyOutput
 from cacovid.policy.batch import collate, group_by_grid
 from cacovid.records import RolloutRecord
 from learner.deepspeed_import import import_deepspeed
+from learner.state import LearnerState
 
 CPU_BUCKET = 1_000_000  # elements; the default of 5e8 costs seconds an iteration at ZeRO-2 on CPU
-TORCH_WRITER = "inline_container"  # the source file of torch's writer: all that its error says of a full disk
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,9 @@ class PolicyEngine:
             model_parameters=self._parameter_groups(),
             config=self._deepspeed_config(),
             dist_init_required=False,
+        )
+        self.state = LearnerState(
+            self.policy, self.engine.optimizer, learners.zero_stage, placement.rank, placement.world_size
         )
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
@@ -186,28 +187,3 @@ class PolicyEngine:
         params = list(self.policy.parameters())
         with self._deepspeed.zero.GatheredParameters(params, enabled=self.learners.zero_stage == 3):
             return {name: value.detach().cpu().clone() for name, value in self.policy.state_dict().items()}
-
-    def save(self, folder: Path, tag: str) -> None:
-        """DeepSpeed's own checkpoint (weights, optimiser, partitions). Every learner must call this.
-
-        Raises:
-            OSError: The files could not be written.
-        """
-        try:
-            self.engine.save_checkpoint(str(folder), tag=tag)
-        except RuntimeError as error:
-            if TORCH_WRITER not in str(error):
-                raise
-            what = "torch could not write a whole file, as where the disk is full"
-            raise OSError(errno.EIO, what, str(folder)) from error
-
-    def load(self, folder: Path, tag: str) -> None:
-        """Restore what :meth:`save` wrote under the same number of learners and ZeRO stage.
-
-        Raises:
-            UserError: There is no such checkpoint.
-        """
-        if not (folder / tag).is_dir():
-            raise UserError(f"{folder} holds no complete checkpoint of the learner: restore an earlier one")
-        found, _ = self.engine.load_checkpoint(str(folder), tag=tag)
-        assert found is not None, "DeepSpeed would go on with the weights at hand"

@@ -38,6 +38,7 @@ from learner.training_data import RecordData
 
 logger = logging.getLogger(__name__)
 META = "learners.json"
+PART = "part-{:05}.safetensors"  # of each learner
 UNAVAILABLE_SECONDS = 60.0  # of broken connections until a learner counts as dead
 DEATH_NOTICE_SECONDS = 5.0  # from a peer's failed collective call to Ray's word that a learner died
 
@@ -172,24 +173,30 @@ class DeepSpeedLearnerGroup(LearnerGroup):  # type: ignore[misc]
         return max(1, len(self._workers))
 
     def _call(
-        self, method: str, arguments: Sequence[tuple[Any, ...]] | None = None, deadline: float | None = None
+        self,
+        method: str,
+        arguments: Sequence[tuple[Any, ...]] | None = None,
+        deadline: float | None = None,
+        only: int | None = None,
     ) -> list[Any]:
         """Call ``method`` on every learner at once; each learner's own arguments, in rank order.
 
         Args:
+            only: Call this learner alone; what it does must not wait for others.
             deadline: ``time.monotonic()`` by which all must have answered; None: ``learners.timeout_s`` from now.
 
         Raises:
             RayActorError: A learner died, even where another one's broken collective call came in first, or hangs.
             UserError, OSError: As a learner raised it.
         """
-        arguments = arguments or [()] * len(self)
+        workers = self._workers if only is None else self._workers[only : only + 1]
+        arguments = arguments or [()] * max(1, len(workers))
         if self._learner is not None:
             return [getattr(self._learner, method)(*arguments[0])]
         started, number = time.monotonic(), next(self._calls)
         deadline = deadline or started + self.config.train_config().learners.timeout_s
         while True:
-            calls = [w.once.remote(number, method, *given) for w, given in zip(self._workers, arguments, strict=True)]
+            calls = [w.once.remote(number, method, *given) for w, given in zip(workers, arguments, strict=True)]
             try:
                 return self._wait(calls, deadline)
             except ray.exceptions.ActorUnavailableError as error:  # the connection broke; the learner may live
@@ -249,32 +256,46 @@ class DeepSpeedLearnerGroup(LearnerGroup):  # type: ignore[misc]
             raise RuntimeError("restore the learners with restore_from_path()")
 
     def save_to_path(self, path: str | Path | None = None, **kwargs: Any) -> str:  # noqa: ANN401
-        """Every learner writes its part below ``path``, a folder that all learners reach."""
+        """Every learner's part, written one after another by this process: only it needs to reach ``path``."""
         if path is None:
-            raise ValueError("save_to_path needs a folder that every learner reaches")
+            raise ValueError("save_to_path needs a folder")
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
+        for rank in range(len(self)):
+            (folder / PART.format(rank)).write_bytes(self._call("save_part", only=rank)[0])
+            self._call("part_is_saved", only=rank)
         cfg: TrainConfig = self.config.train_config()
-        self._call("save_engine", [(str(folder),)] * len(self))
-        meta = {"processes": len(self), "zero_stage": cfg.learners.zero_stage}
-        (folder / META).write_text(json.dumps(meta))
+        (folder / META).write_text(json.dumps({"parts": len(self), "zero_stage": cfg.learners.zero_stage}))
         return str(folder)
 
     def restore_from_path(self, path: str | Path, **kwargs: Any) -> None:  # noqa: ANN401
-        """Restore every learner.
+        """Restore every learner, whatever the number and ZeRO stage of those that saved; this process alone reads.
 
         Raises:
-            UserError: The checkpoint was written by another number of learners or ZeRO stage.
+            UserError: There is no whole checkpoint, it has the former format or is of another policy.
         """
         folder = Path(path)
-        meta = json.loads((folder / META).read_text())
-        cfg: TrainConfig = self.config.train_config()
-        if (meta["processes"], meta["zero_stage"]) != (len(self), cfg.learners.zero_stage):
+        try:
+            meta = json.loads((folder / META).read_text())
+        except FileNotFoundError:
+            raise UserError(f"{folder} holds no complete checkpoint of the learners: restore an earlier one") from None
+        if "parts" not in meta:
             raise UserError(
-                f"the checkpoint was written by {meta['processes']} learner(s) at ZeRO stage {meta['zero_stage']}, "
-                f"this run has {len(self)} at stage {cfg.learners.zero_stage}: resume with the former"
+                f"{folder} was written by an earlier release in DeepSpeed's own format: finish that run with it, "
+                "or start over with --fresh"
             )
-        self._call("load_engine", [(str(folder),)] * len(self))
+        self._call("begin_restore")
+        for rank in range(meta["parts"]):
+            try:
+                part = (folder / PART.format(rank)).read_bytes()
+            except FileNotFoundError:
+                raise UserError(
+                    f"{folder} holds no complete checkpoint of the learners (no {PART.format(rank)}): "
+                    "restore an earlier one"
+                ) from None
+            held = part if self._learner is not None else ray.put(part)
+            self._call("restore_part", [(held,)] * len(self))
+        self._call("end_restore")
 
     def foreach_learner(self, func: Callable[[Any], Any], **kwargs: Any) -> list[Any]:  # noqa: ANN401
         """``func(learner)`` on every learner; a plain list in rank order."""

@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import shutil
+from itertools import count
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -22,6 +23,7 @@ from cacovid.atomic import writing
 from cacovid.config import TrainConfig
 from cacovid.config_files import load_config, to_toml
 from cacovid.errors import UserError
+from cluster.training.same_run import check_same_run
 
 LOCK = ".lock"
 
@@ -56,16 +58,58 @@ class RunDirectory:
             folder.mkdir(parents=True, exist_ok=True)
             run._hold()
             run.skipped.unlink(missing_ok=True)
-            run.config_file.write_text(to_toml(config))
+            run._write_config(config)
         except OSError as error:
             raise UserError(f"cannot write {folder}: {error.strerror}") from error
         return run
+
+    @classmethod
+    def open(cls, folder: Path, config: TrainConfig) -> Self:
+        """The run of ``config`` in ``folder``: begun, or continued where one is there that learns the same.
+
+        Raises:
+            UserError: The folder holds something else or another run, is being written, or cannot be made.
+        """
+        run = cls(folder)
+        if not run.config_file.exists() or run._is_unused():
+            return cls.create(folder, config)
+        run, saved = cls.resume(folder)
+        check_same_run(saved, config, folder)
+        run._write_config(config)
+        return run
+
+    @classmethod
+    def set_aside(cls, folder: Path) -> Path | None:
+        """Move what is in ``folder`` to a name beside it that is free, and return that; None if there is nothing.
+
+        Raises:
+            UserError: A process is still writing the run, or it cannot be moved.
+        """
+        run = cls(folder)
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return None
+        if not run.config_file.exists():
+            raise UserError(f"{folder} holds no run to set aside: choose another with --out")
+        names = (folder.with_name(f"{folder.name}.old{'' if number == 1 else f'-{number}'}") for number in count(1))
+        try:
+            run._hold()
+            aside = next(name for name in names if not name.exists())
+            folder.rename(aside)
+        except OSError as error:
+            raise UserError(f"cannot move {folder}: {error.strerror}") from error
+        finally:
+            run.release()
+        return aside
+
+    def _write_config(self, config: TrainConfig) -> None:
+        with writing(self.config_file) as part:
+            part.write_text(to_toml(config))
 
     def _is_unused(self) -> bool:
         """Nothing in it, or a run that a mistake (say, in data.train) ended before it learned anything."""
         is_run = self.config_file.exists() and (self.folder / LOCK).exists()  # not just somebody's config.toml
         ended_early = is_run and not self.rows() and self.newest_checkpoint() is None
-        return ended_early or not any(self.folder.iterdir())
+        return ended_early or all(path.name == LOCK for path in self.folder.iterdir())
 
     @classmethod
     def resume(cls, folder: Path) -> tuple[Self, TrainConfig]:

@@ -71,7 +71,9 @@ def test_full_disk_ends_the_run_with_its_checkpoints_whole(
     assert [path.name for path in sorted(run.checkpoints.iterdir())] == ["step-000002", "step-000004"]
 
 
-@pytest.mark.parametrize("missing", ["model-fingerprint", "learner_group/engine"])
+@pytest.mark.parametrize(
+    "missing", ["model-fingerprint", "learner_group/learners.json", "learner_group/part-00000.safetensors"]
+)
 def test_incomplete_checkpoint_is_refused(
     missing: str, small_run: TrainConfig, undisturbed: Trained, tmp_path: Path
 ) -> None:

@@ -6,12 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
+from cacovid.config import TrainConfig
+from cacovid.config_files import to_toml, with_overrides
 from cacovid.errors import UserError
 from cluster.commands.main import main
 from cluster.ray_cluster import connected
+from cluster.training.run_directory import RunDirectory
+from tests.integration.conftest import Trained
 from tests.support.waiting import wait_until
 
 
@@ -123,7 +128,44 @@ def test_interrupted_run_leaves_a_checkpoint_and_resumes(number: int, table: Pat
     assert (out / "policy" / "policy.safetensors").exists()
     second = cacovid("train", "--out", str(out))
     assert second.returncode == 2
-    assert "is in use" in second.stderr
+    assert "data.train was" in second.stderr
+    assert "--fresh" in second.stderr
+
+
+@pytest.mark.slow
+def test_everything_killed_then_the_same_command_again_gives_the_same_losses(
+    undisturbed: Trained, small_run: TrainConfig, tmp_path: Path
+) -> None:
+    """Driver, GCS, raylet and workers die at once, as with their machine; the run goes on in a new cluster."""
+    config = tmp_path / "config.toml"
+    config.write_text(to_toml(with_overrides(small_run, {"actors.count": 1, "run.checkpoint_every": 1})))
+    out = tmp_path / "run"
+    arguments = ["train", "--config", str(config), "--out", str(out)]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "cluster.commands.main", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    run = RunDirectory(out)
+
+    def two_steps_saved() -> bool:
+        assert running.poll() is None, running.communicate()[1]
+        return run.checkpoint(2).exists()
+
+    try:
+        wait_until(two_steps_saved, 200)
+    finally:
+        tree = [*psutil.Process(running.pid).children(recursive=True), psutil.Process(running.pid)]
+        assert any("gcs_server" in process.name() for process in tree)
+        for process in tree:
+            process.kill()
+        running.communicate()
+    assert not run.is_complete(4)
+    again = cacovid(*arguments, "--set", "actors.count=0")  # elsewhere, with fewer places
+    assert again.returncode == 0, again.stderr
+    assert "going on with the run" in again.stdout
+    assert [row["loss"] for row in run.rows()] == undisturbed.losses
+    third = cacovid(*arguments)
+    assert third.returncode == 0, third.stderr
+    assert "all 4 steps are done" in third.stdout
 
 
 @pytest.mark.slow

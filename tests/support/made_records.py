@@ -43,11 +43,12 @@ def make_record(
     modes: str = "mixed",
     group: int = 8,
     grid: TokenGrid = GRID,
+    width: int = 16,
     equal_rewards: bool = False,
 ) -> RolloutRecord:
     """A record whose inner iterations have the given rates and random rewards."""
     draw = generator("record", seed)
-    item = make_input(seed, grid=grid)
+    item = make_input(seed, grid=grid, width=width)
     token_logits = torch.randn(grid.tokens, 2, generator=draw)
     frame_logits = torch.randn(grid.frames, 2, generator=draw)
     config = SamplingConfig(group=group, modes=modes, frame_ratio=0.5)

@@ -7,6 +7,7 @@ import pytest
 from cacovid.config import TrainConfig
 from cacovid.errors import UserError
 from cluster.commands.train import train
+from cluster.training.run import TrainingOutcome
 from cluster.training.run_directory import RunDirectory
 
 
@@ -64,6 +65,74 @@ def test_folder_that_another_process_holds_is_refused(tmp_path: Path) -> None:
             start()
     first.release()
     RunDirectory.resume(first.folder)[0].release()
+
+
+def test_the_same_configuration_opens_the_run_again_and_its_places_may_change(tmp_path: Path) -> None:
+    first = RunDirectory.open(tmp_path / "run", TrainConfig())
+    first.metrics.write_text('{"step": 0}\n')
+    first.release()
+    moved = TrainConfig(actors={"count": 9})
+    again = RunDirectory.open(tmp_path / "run", moved)
+    assert again.rows() == [{"step": 0}]
+    again.release()
+    assert RunDirectory.resume(tmp_path / "run")[1] == moved
+
+
+def test_another_configuration_does_not_open_the_run(tmp_path: Path) -> None:
+    first = RunDirectory.open(tmp_path / "run", TrainConfig())
+    first.metrics.write_text('{"step": 0}\n')
+    first.release()
+    with pytest.raises(UserError, match=r"run\.seed was 0 and is 1"):
+        RunDirectory.open(tmp_path / "run", TrainConfig(run={"seed": 1}))
+    assert RunDirectory(tmp_path / "run").rows() == [{"step": 0}]
+
+
+def test_a_start_that_was_killed_before_its_config_was_written_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    RunDirectory.open(tmp_path, TrainConfig()).release()
+    assert (tmp_path / "config.toml").exists()
+
+
+def test_setting_aside_keeps_every_earlier_run(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert RunDirectory.set_aside(folder) is None
+    names = []
+    for seed in range(3):
+        RunDirectory.create(folder, TrainConfig(run={"seed": seed})).release()
+        names.append(RunDirectory.set_aside(folder))
+    assert names == [tmp_path / "run.old", tmp_path / "run.old-2", tmp_path / "run.old-3"]
+    assert [RunDirectory.resume(name)[1].run.seed for name in names if name] == [0, 1, 2]
+
+
+def test_neither_a_run_being_written_nor_another_folder_is_set_aside(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run", TrainConfig())
+    with pytest.raises(UserError, match="being written by another run"):
+        RunDirectory.set_aside(run.folder)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    with pytest.raises(UserError, match="holds no run to set aside"):
+        RunDirectory.set_aside(tmp_path / "mine")
+    assert (tmp_path / "mine" / "file").exists()
+    assert run.config_file.exists()
+
+
+def test_the_finished_runs_command_says_so_and_fresh_starts_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = ["run.steps=2"]
+    run = RunDirectory.create(tmp_path / "run", TrainConfig(run={"steps": 2}))
+    run.part(2).mkdir(parents=True)
+    run.commit_checkpoint(2, keep=1)
+    run.release()
+    train(out=run.folder, overrides=steps)
+    assert "all 2 steps are done" in capsys.readouterr().out
+    monkeypatch.setattr(
+        "cluster.training.run.train", lambda config, run, *_, **__: TrainingOutcome(run.folder, 0, False, {})
+    )
+    train(out=run.folder, overrides=steps, fresh=True)
+    assert f"the earlier {run.folder} is now {run.folder}.old" in capsys.readouterr().out
+    assert RunDirectory(tmp_path / "run.old").is_complete(2)
+    assert run.newest_checkpoint() is None
 
 
 def test_unfinished_checkpoints_do_not_count_and_go(tmp_path: Path) -> None:
