@@ -107,6 +107,8 @@ class RayHost:
                 done(None, ActorUnreachable(str(error)))
             elif isinstance(error, ray.exceptions.RayActorError):
                 done(None, ActorLost(str(error)))
+            elif isinstance(error, ray.exceptions.OutOfMemoryError):  # Ray killed it, to save its node
+                done(None, ActorLost(str(error).splitlines()[0]))
             elif error is not None:
                 done(None, error if isinstance(error, Exception) else RuntimeError(str(error)))
             else:

@@ -55,12 +55,14 @@ def _raise_death(calls: Sequence[ray.ObjectRef]) -> None:
     for call in ray.wait(calls, num_returns=len(calls), timeout=DEATH_NOTICE_SECONDS)[0]:
         try:
             ray.get(call)
+        except ray.exceptions.OutOfMemoryError as error:
+            raise LearnerLost(str(error).splitlines()[0]) from error
         except ray.exceptions.RayTaskError:
             continue
 
 
-class LearnerHangs(ray.exceptions.RayActorError):  # type: ignore[misc]
-    """A learner has not answered for ``learners.timeout_s``: to be treated as if it had died."""
+class LearnerLost(ray.exceptions.RayActorError):  # type: ignore[misc]
+    """A learner has not answered for ``learners.timeout_s``, or Ray killed it to save its node: as if it had died."""
 
     def __init__(self, message: str) -> None:
         super().__init__(error_msg=message)
@@ -210,7 +212,9 @@ class DeepSpeedLearnerGroup(LearnerGroup):  # type: ignore[misc]
             return list(ray.get(calls, timeout=max(0.0, deadline - time.monotonic())))
         except ray.exceptions.GetTimeoutError as error:
             silent = len(ray.wait(calls, num_returns=len(calls), timeout=0)[1])
-            raise LearnerHangs(f"{silent} of {len(calls)} learners have not answered in time") from error
+            raise LearnerLost(f"{silent} of {len(calls)} learners have not answered in time") from error
+        except ray.exceptions.OutOfMemoryError as error:
+            raise LearnerLost(str(error).splitlines()[0]) from error
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError | OSError):
                 raise error.cause from error

@@ -4,49 +4,34 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import ray
-import torch
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
-from cluster.training.cpo import CPO, CPOConfig
-from tests.integration.conftest import SMALL_RUN
+from cacovid.config import TrainConfig
+from cacovid.config_files import with_overrides
+from cluster.training.cpo import CPO
+from tests.cluster.conftest import STEPS
+from tests.support.disturbed import Disturbed, running
+from tests.support.joined_node import joined_node
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 
-STEPS = 6
-DRAIN_SECONDS = 30.0
-Weights = dict[str, torch.Tensor]
+NOTICE_SECONDS = 30.0
 
 
-def add_rollout_node(nodes: Cluster, actors: int = 2) -> Node:
-    return nodes.add_node(num_cpus=0, resources={"rollout": actors}, object_store_memory=256 << 20)
+def add_rollout_node(nodes: Cluster) -> Node:
+    return nodes.add_node(num_cpus=1, labels={"role": "rollout"}, object_store_memory=256 << 20)
 
 
-@contextmanager
-def running(table: Path, folder: Path, *, actors: int, learners: int, **overrides: object) -> Iterator[CPO]:
-    """Rollout actors run where a node offers ``rollout``; no learner keeps a record that it has fetched."""
-    changed = {
-        **SMALL_RUN,
-        "run.steps": STEPS,
-        "data.train": str(table),
-        "actors.cpus": 0,
-        "learners.record_cache_bytes": 0,
-        **{name.replace("__", "."): value for name, value in overrides.items()},
-    }
-    config = CPOConfig().training(overrides=changed, run_dir=str(folder)).learners(num_learners=learners)
-    config = config.env_runners(num_env_runners=actors, custom_resources_per_env_runner={"rollout": 1})
-    algorithm: CPO = config.build_algo()
-    try:
-        yield algorithm
-    finally:
-        algorithm.stop()
+@pytest.fixture
+def apart(small: TrainConfig) -> TrainConfig:
+    """Rollout actors run on nodes added for them alone, two on each."""
+    return with_overrides(small, {"actors.labels": ["role=rollout"]})
 
 
 def train(algorithm: CPO, steps: int) -> None:
@@ -54,64 +39,76 @@ def train(algorithm: CPO, steps: int) -> None:
         algorithm.train()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Weights:
-    with running(table, tmp_path_factory.mktemp("undisturbed"), actors=0, learners=0) as algorithm:
-        train(algorithm, STEPS)
-        weights = algorithm.get_policy().state_dict()
-    ray.shutdown()
-    return weights
-
-
-def check(algorithm: CPO, undisturbed: Weights) -> None:
-    """The whole run was done, no item is missing, and the policy is that of the run in the driver alone."""
-    policy = algorithm.get_policy()
-    weights = policy.state_dict()
-    assert policy.metadata.trained_steps == STEPS
+def finish(algorithm: CPO, disturbed: Disturbed, schedule: str) -> None:
+    train(algorithm, STEPS - algorithm.finished_steps)
     assert algorithm.skipped.skipped == 0
-    assert max(float((weights[name] - undisturbed[name]).abs().max()) for name in undisturbed) <= 1e-6
+    disturbed.check(schedule, algorithm.train_cfg, algorithm.get_policy().state_dict())
+
+
+def leave(algorithm: CPO, node: str) -> None:
+    """Wait until no rollout actor is on the node of this id; all of them ended by themselves."""
+    wait_until(lambda: all(actor.node != node for actor in algorithm.pool._actors()), NOTICE_SECONDS)
+    assert algorithm.pool.lost_actors == 0
 
 
 def test_node_lost_with_its_actors_and_inputs(
-    undisturbed: Weights, nodes: Cluster, table: Path, tmp_path: Path
+    nodes: Cluster, disturbed: Disturbed, apart: TrainConfig, tmp_path: Path
 ) -> None:
     """The replay buffer's inputs lie on the node: the next one's actors encode again what updates draw."""
     first = add_rollout_node(nodes)
-    with running(table, tmp_path, actors=2, learners=1) as algorithm:
+    with running(apart, tmp_path) as algorithm:
         train(algorithm, 2)
+        disturbed.fault()
         nodes.remove_node(first, allow_graceful=False)
         add_rollout_node(nodes)
-        train(algorithm, STEPS - 2)
+        finish(algorithm, disturbed, "`kill -9` of the only rollout node, a new one at once")
         assert algorithm.pool.lost_actors == 2
-        check(algorithm, undisturbed)
 
 
-def test_drained_node_is_empty_in_time(undisturbed: Weights, nodes: Cluster, table: Path, tmp_path: Path) -> None:
+def test_drained_node_is_empty_in_time(
+    nodes: Cluster, disturbed: Disturbed, apart: TrainConfig, tmp_path: Path
+) -> None:
     """Nothing is lost with it: its actors have left before, and others have their tasks."""
     first = add_rollout_node(nodes)
-    with running(table, tmp_path, actors=2, learners=1) as algorithm:
+    with running(apart, tmp_path) as algorithm:
         train(algorithm, 2)
+        disturbed.fault()
         drain = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", nodes.address]
         drain += ["--node-id", first.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
-        subprocess.run([*drain, "--deadline-remaining-seconds", str(int(DRAIN_SECONDS))], check=True)
+        subprocess.run([*drain, "--deadline-remaining-seconds", str(int(NOTICE_SECONDS))], check=True)
         add_rollout_node(nodes)
-        wait_until(lambda: all(actor.node != first.node_id for actor in algorithm.pool._actors()), DRAIN_SECONDS)
+        leave(algorithm, first.node_id)
         nodes.remove_node(first, allow_graceful=False)
-        train(algorithm, STEPS - 2)
-        assert algorithm.pool.lost_actors == 0
-        check(algorithm, undisturbed)
+        finish(algorithm, disturbed, "drain of the only rollout node with 30 s notice, a new one at once")
 
 
+def test_node_that_gets_sigterm_is_empty_in_time(
+    nodes: Cluster, disturbed: Disturbed, apart: TrainConfig, tmp_path: Path
+) -> None:
+    """`ray start --block` itself then announces its end, and takes its node with it 30 s later."""
+    with joined_node(tmp_path / "node", nodes.address) as node, running(apart, tmp_path) as algorithm:
+        train(algorithm, 2)
+        (there,) = {actor.node for actor in algorithm.pool._actors()}
+        disturbed.fault()
+        node.terminate()
+        add_rollout_node(nodes)
+        leave(algorithm, there)
+        finish(algorithm, disturbed, "SIGTERM to the only rollout node's `ray start --block`, a new one at once")
+        node.wait(2 * NOTICE_SECONDS)
+
+
+@pytest.mark.parametrize("seed", range(5))
 def test_elastic_pool_follows_nodes_that_come_and_go(
-    undisturbed: Weights, nodes: Cluster, table: Path, tmp_path: Path
+    seed: int, nodes: Cluster, disturbed: Disturbed, apart: TrainConfig, tmp_path: Path
 ) -> None:
     """0, 3, 1, 4 nodes of one actor each; in the end all of them are idle and could be released."""
+    elastic = {"actors.cpus": 1, "actors.count": 0, "actors.max": 4, "actors.idle_s": 2.0, "run.seed": seed}
     rollout_nodes: list[Node] = []
 
     def add(count: int) -> None:
-        rollout_nodes.extend(add_rollout_node(nodes, actors=1) for _ in range(count))
+        rollout_nodes.extend(add_rollout_node(nodes) for _ in range(count))
 
-    with running(table, tmp_path, actors=0, learners=1, actors__max=4, actors__idle_s=2.0) as algorithm:
+    with running(with_overrides(apart, elastic), tmp_path) as algorithm:
         first_steps = threading.Thread(target=train, args=(algorithm, 2))
         first_steps.start()
         time.sleep(5.0)  # without a single actor
@@ -119,10 +116,11 @@ def test_elastic_pool_follows_nodes_that_come_and_go(
         add(3)
         first_steps.join()
         for node in rollout_nodes[:2]:
+            disturbed.fault()
             nodes.remove_node(node, allow_graceful=False)
         train(algorithm, 1)
         add(3)
-        train(algorithm, STEPS - 3)
-        check(algorithm, undisturbed)
+        finish(algorithm, disturbed, f"0, 3, 1, 4 nodes, seed {seed}")
         wait_until(lambda: not algorithm.pool.handles())
-        wait_until(lambda: ray.available_resources().get("rollout") == 4)
+        learner = algorithm.train_cfg.learners.cpus
+        wait_until(lambda: ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"] - learner)

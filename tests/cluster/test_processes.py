@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
@@ -16,17 +15,21 @@ import actors.host
 from actors.env_runner import RolloutEnvRunner
 from cacovid.config import TrainConfig
 from cacovid.config_files import to_toml, with_overrides
+from cacovid.data.order import ItemOrder
+from cacovid.data.table import read_questions
 from cacovid.errors import BadItem
+from cacovid.policy.base import CompressionPolicy
 from cluster.training.cpo import CPO
-from cluster.training.run import train
 from cluster.training.run_directory import RunDirectory
-from tests.integration.conftest import finished
 from tests.support.disturbed import Disturbed
+from tests.support.hosts import small_memory
+from tests.support.joined_node import joined_node
 from tests.support.killing import actor_pids, kill, learner_pids
 from tests.support.processes import is_running
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
+NODE_BYTES = 4 << 30
 
 
 def test_rollout_actor_killed(nodes: Cluster, disturbed: Disturbed, small: TrainConfig, tmp_path: Path) -> None:
@@ -78,31 +81,18 @@ def test_learner_stopped(nodes: Cluster, disturbed: Disturbed, small: TrainConfi
 
 
 def test_out_of_memory(nodes: Cluster, disturbed: Disturbed, small: TrainConfig, tmp_path: Path) -> None:
-    """One of two actors takes memory until Ray kills it, as it does where a node has hardly any left."""
-    memory = psutil.virtual_memory()
-    if memory.available < 3 << 30:
-        pytest.skip(f"{memory.available >> 20} MiB of memory are left here, this test needs 3 GiB")
-    limit = (memory.total - memory.available + (1 << 30)) / memory.total
-    monitor = {"RAY_memory_usage_threshold": f"{limit:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
-    nodes.add_node(num_cpus=1, labels={"room": "little"}, env_vars=os.environ | monitor)
-    config = with_overrides(small, {"actors.labels": ["room=little"]})
+    """The actor takes memory until Ray kills it, as it does where a node has hardly any left."""
+    config = with_overrides(small, {"actors.labels": ["role=rollout"], "actors.count": 1})
 
-    def fill(algorithm: CPO) -> None:
-        algorithm.pool.handles()[0].apply.remote(take_memory)
+    def take_memory(runner: RolloutEnvRunner) -> None:
+        taken = [b"x" * (16 << 20) for _ in range(NODE_BYTES >> 24)]
+        time.sleep(600 * len(taken))
 
-    disturbed.after(2, fill)
-    trained = disturbed.train(config, tmp_path / "run")
-    assert trained.run.rows()[-1]["lost_actors"] >= 1
-    disturbed.check("one of 2 rollout actors out of memory", config, trained.weights)
-
-
-def take_memory(runner: RolloutEnvRunner) -> None:
-    """Up to 2 GiB within two seconds, for as long as the process lives."""
-    taken = []
-    for _ in range(20):
-        taken.append(b"x" * (100 << 20))
-        time.sleep(0.1)
-    time.sleep(600)
+    disturbed.after(2, lambda algorithm: algorithm.pool.handles()[0].apply.remote(take_memory))
+    with small_memory(NODE_BYTES) as inside, joined_node(tmp_path / "node", nodes.address, inside=inside):
+        trained = disturbed.train(config, tmp_path / "run")
+    assert trained.run.rows()[-1]["lost_actors"] == 1
+    disturbed.check("the only rollout actor out of memory", config, trained.weights)
 
 
 def test_poisoned_item(
@@ -110,16 +100,67 @@ def test_poisoned_item(
 ) -> None:
     """Whoever decodes it dies: after ``actors.max_retries`` deaths it is set aside, and no other one is."""
     config = with_overrides(small, {"data.max_skipped": 0.5})
-    poison: list[str] = []
+    order = ItemOrder(read_questions(Path(config.data.train)), config.run.items_per_step, config.run.seed)
+    poison = order.of_step(2)[1].id
 
     class Poisoned(RolloutEnvRunner):
-        """Dies of the item in a process of its own; the driver alone refuses it."""
-
         def _roll_out(self, item, *arguments):
-            if item.id != poison[0]:
-                return super()._roll_out(item, *arguments)
-            if not self.worker_index:
-                raise BadItem("poison")
-            os.kill(os.getpid(), signal.SIGKILL)
+            if item.id == poison:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super()._roll_out(item, *arguments)
 
-    plain_start = actors.pool.RolloutPool.start
+    def refuse(runner, item, *arguments):
+        if item.id == poison:
+            raise BadItem("poison")
+        return plain_roll_out(runner, item, *arguments)
+
+    plain_roll_out = RolloutEnvRunner._roll_out
+    monkeypatch.setattr(RolloutEnvRunner, "_roll_out", refuse)  # of the undisturbed run, in this process
+    monkeypatch.setattr(actors.host, "RolloutEnvRunner", Poisoned)
+    disturbed.after(1, lambda algorithm: None)  # then the item is given out
+    trained = disturbed.train(config, tmp_path / "run")
+    assert trained.run.rows()[-1]["lost_actors"] == config.actors.max_retries
+    (line,) = trained.run.skipped.read_text().splitlines()
+    assert json.loads(line)["id"] == poison
+    name = "item whose decoding kills: set aside after 3 deaths"
+    disturbed.check(name, config, trained.weights, set_aside=1)
+
+
+def test_driver_killed(nodes: Cluster, disturbed: Disturbed, small: TrainConfig, tmp_path: Path) -> None:
+    """`cacovid train` after its third step; `cacovid train --resume` then does that one again."""
+    config = with_overrides(small, {"run.steps": 10, "actors.count": 1})
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    run = RunDirectory(tmp_path / "run")
+    first = cacovid_train(nodes, "--config", str(tmp_path / "config.toml"), "--out", str(run.folder))
+
+    def wait_for(process: subprocess.Popen[bytes], steps: int) -> None:
+        def done() -> bool:
+            assert process.poll() in (None, 0), "the driver ended by itself"
+            return len(run.rows()) >= steps
+
+        wait_until(done, 200)
+        disturbed.note(len(run.rows()))
+
+    try:
+        wait_for(first, 3)
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    disturbed.fault()
+    rows = len(run.rows())
+    assert rows < config.run.steps
+    second = cacovid_train(nodes, "--resume", str(run.folder))
+    try:
+        wait_until(lambda: len(run.rows()) < rows or second.poll() is not None, 200)  # back at the checkpoint
+        wait_for(second, rows + 2)
+        assert second.wait(100) == 0
+    finally:
+        second.kill()
+    disturbed.read(run, config)
+    weights = CompressionPolicy.from_pretrained(run.policy).state_dict()
+    disturbed.check("`kill -9` of the driver, `--resume` at once", config, weights)
+
+
+def cacovid_train(nodes: Cluster, *arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "cluster.commands.main", "train", "--address", nodes.address, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, cwd=Path(__file__).parents[2])

@@ -1,5 +1,6 @@
 """A training run that is disturbed on purpose, and whether it came to what an undisturbed one comes to."""
 
+import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,10 @@ import torch
 
 from actors.task import TaskResult
 from cacovid.config import ActorsConfig, LearnersConfig, TrainConfig
+from cacovid.data.order import ItemOrder
+from cacovid.data.table import read_questions
 from cluster.training.cpo import CPO, CPOConfig
+from cluster.training.run_directory import RunDirectory
 from cluster.training.updates import Updates
 from learner.group import DeepSpeedLearnerGroup
 from tests.integration.conftest import Trained, run_training
@@ -94,9 +98,33 @@ class Disturbed:
         """The whole run, as `cacovid train` does it."""
         return run_training(config, folder)
 
+    def note(self, steps: int) -> None:
+        """``steps`` training steps are finished now."""
+        self._finished.append((steps, time.monotonic()))
+
+    def read(self, run: RunDirectory, config: TrainConfig) -> None:
+        """Take what was learned from the last checkpoint of a run in another process."""
+        order = ItemOrder(read_questions(Path(config.data.train)), config.run.items_per_step, config.run.seed)
+        steps = range(config.run.steps)
+        self._expected = {step: [item.id for item in order.of_step(step)] for step in steps}
+        state = pickle.loads((run.checkpoint(config.run.steps) / "algorithm_state.pkl").read_bytes())
+        self._learned = {step: [] for step in steps}
+        for rollout, _ in state["cpo"]["replay"].entries:
+            self._learned[rollout.step].append(rollout.item_id)
+
+    def useful_time(self, since: int) -> float:
+        """Time that the steps behind the first ``since`` would have taken undisturbed, as a share of what they took.
+
+        As those did that were finished between ``since`` and the first fault.
+        """
+        first = {steps: when for steps, when in reversed(self._finished)}  # first time that so many were finished
+        before, end = self._faults[0][0], max(first)
+        step_s = (first[before] - first[since]) / (before - since)
+        return step_s * (end - since) / (first[end] - first[since])
+
     def _finish(self, algorithm: CPO) -> None:
         done = algorithm.finished_steps
-        self._finished.append((done, time.monotonic()))
+        self.note(done)
         self._expected[done - 1] = [item.id for item in algorithm.order.of_step(done - 1)]
         if fault := self._due.pop(done, None):
             self.fault()

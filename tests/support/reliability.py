@@ -17,7 +17,7 @@ class Row:
 
     schedule: str
     faults: int
-    recovery_s: float
+    recovery_s: float | None
     lost: int
     twice: int
     difference: float
@@ -26,7 +26,8 @@ class Row:
     def line(self) -> str:
         """As a line of Markdown."""
         useful = "" if self.useful is None else f"{100 * self.useful:.0f} %"
-        figures = (f"{self.recovery_s:.1f}", self.lost, self.twice, f"{self.difference:.1g}", useful)
+        recovery = "" if self.recovery_s is None else f"{self.recovery_s:.1f}"
+        figures = (recovery, self.lost, self.twice, f"{self.difference:.1g}", useful)
         return f"| {' | '.join(map(str, (self.schedule, self.faults, *figures)))} |"
 
 
