@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := runs/demo
 
-.PHONY: setup demo test test-slow test-cluster test-gpu lint bench bench-serve bench-scale results clean
+.PHONY: setup demo test test-slow test-cluster test-cluster-long test-gpu lint bench bench-serve bench-scale results clean
 
 setup: $(READY)
 
@@ -29,10 +29,13 @@ test: setup
 	$(BIN)/pytest -q
 
 test-slow: setup
-	$(BIN)/pytest -q -m slow
+	$(BIN)/pytest -q -m "slow and not cluster"
 
 test-cluster: setup
-	$(BIN)/pytest -q -m cluster tests/cluster
+	$(BIN)/pytest -q -m "cluster and not slow" tests/cluster --reliability-table docs/reliability.md
+
+test-cluster-long: setup
+	$(BIN)/pytest -q -m "cluster and slow" tests/cluster --reliability-table docs/reliability.md
 
 test-gpu: setup
 	$(BIN)/pytest -q -m gpu

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from cacovid.errors import BadItem
 from cacovid.policy.base import CompressionPolicy
 from cluster.training.cpo import CPO
 from cluster.training.run_directory import RunDirectory
-from tests.support.disturbed import Disturbed
+from tests.support.disturbed import Disturbed, cacovid_train
 from tests.support.hosts import small_memory
 from tests.support.joined_node import joined_node
 from tests.support.killing import actor_pids, kill, learner_pids
@@ -131,7 +130,7 @@ def test_driver_killed(nodes: Cluster, disturbed: Disturbed, small: TrainConfig,
     config = with_overrides(small, {"run.steps": 10, "actors.count": 1})
     (tmp_path / "config.toml").write_text(to_toml(config))
     run = RunDirectory(tmp_path / "run")
-    first = cacovid_train(nodes, "--config", str(tmp_path / "config.toml"), "--out", str(run.folder))
+    first = cacovid_train(nodes.address, "--config", str(tmp_path / "config.toml"), "--out", str(run.folder))
 
     def wait_for(process: subprocess.Popen[bytes], steps: int) -> None:
         def done() -> bool:
@@ -149,7 +148,7 @@ def test_driver_killed(nodes: Cluster, disturbed: Disturbed, small: TrainConfig,
     disturbed.fault()
     rows = len(run.rows())
     assert rows < config.run.steps
-    second = cacovid_train(nodes, "--resume", str(run.folder))
+    second = cacovid_train(nodes.address, "--resume", str(run.folder))
     try:
         wait_until(lambda: len(run.rows()) < rows or second.poll() is not None, 200)  # back at the checkpoint
         wait_for(second, rows + 2)
@@ -159,8 +158,3 @@ def test_driver_killed(nodes: Cluster, disturbed: Disturbed, small: TrainConfig,
     disturbed.read(run, config)
     weights = CompressionPolicy.from_pretrained(run.policy).state_dict()
     disturbed.check("`kill -9` of the driver, `--resume` at once", config, weights)
-
-
-def cacovid_train(nodes: Cluster, *arguments: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "cluster.commands.main", "train", "--address", nodes.address, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, cwd=Path(__file__).parents[2])

@@ -1,6 +1,8 @@
 """A training run that is disturbed on purpose, and whether it came to what an undisturbed one comes to."""
 
 import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +35,12 @@ def running(config: TrainConfig, folder: Path) -> Iterator[CPO]:
         yield algorithm
     finally:
         algorithm.stop()
+
+
+def cacovid_train(address: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """The command, in a session of its own, joined to the cluster at ``address``."""
+    command = [sys.executable, "-m", "cluster.commands.main", "train", "--address", address, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, cwd=Path(__file__).parents[2])
 
 
 class Alone:
@@ -117,7 +125,7 @@ class Disturbed:
 
         As those did that were finished between ``since`` and the first fault.
         """
-        first = {steps: when for steps, when in reversed(self._finished)}  # first time that so many were finished
+        first = dict(reversed(self._finished))  # first time that so many were finished
         before, end = self._faults[0][0], max(first)
         step_s = (first[before] - first[since]) / (before - since)
         return step_s * (end - since) / (first[end] - first[since])
