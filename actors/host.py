@@ -61,7 +61,47 @@ class ActorHost(Protocol):
         ...
 
 
-class RayHost:
+class RayCalls:
+    """Calls and ends Ray actors, whatever they are and whoever has started them; the rest of an :class:`ActorHost`."""
+
+    def call(self, handle: ray.actor.ActorHandle, method: str, done: Done, *arguments: Any, apart: int = 0) -> None:  # noqa: ANN401
+        """See :class:`ActorHost`."""
+        returned = getattr(handle, method).options(num_returns=1 + apart).remote(*arguments)
+        first, references = (returned[0], tuple(returned[1:])) if apart else (returned, ())
+
+        def hear(future: Future[Any]) -> None:
+            error = future.exception()
+            if isinstance(error, ray.exceptions.ActorUnavailableError):
+                done(None, ActorUnreachable(str(error)))
+            elif isinstance(error, ray.exceptions.RayActorError):
+                done(None, ActorLost(str(error)))
+            elif isinstance(error, ray.exceptions.OutOfMemoryError):  # Ray killed it, to save its node
+                done(None, ActorLost(str(error).splitlines()[0]))
+            elif error is not None:
+                done(None, error if isinstance(error, Exception) else RuntimeError(str(error)))
+            else:
+                done((future.result(), references) if apart else future.result(), None)
+
+        first.future().add_done_callback(hear)
+
+    def end(self, handle: ray.actor.ActorHandle) -> None:
+        """See :class:`ActorHost`."""
+        ray.kill(handle)
+
+    def node_lives(self, node: str) -> bool:
+        """See :class:`ActorHost`."""
+        return any(each["NodeID"] == node and each["Alive"] for each in ray.nodes())
+
+    def draining(self) -> dict[str, float]:
+        """See :class:`ActorHost`. As Ray Serve asks for them; a deadline of 0 is none."""
+        if client.is_connected():
+            return {}  # Ray's client has no way to ask
+        past = time.time() - time.monotonic()
+        deadlines = global_state.get_draining_nodes()
+        return {node: end / 1000 - past if end else math.inf for node, end in deadlines.items()}
+
+
+class RayHost(RayCalls):
     """Rollout actors as Ray actors, each in a placement group of its own: one that waits is its autoscaler's demand.
 
     Ray does not restart them: whoever restarts an actor must know why it died, and where.
@@ -96,40 +136,8 @@ class RayHost:
             self._groups[handle] = group
         return handle
 
-    def call(self, handle: ray.actor.ActorHandle, method: str, done: Done, *arguments: Any, apart: int = 0) -> None:  # noqa: ANN401
-        """See :class:`ActorHost`."""
-        returned = getattr(handle, method).options(num_returns=1 + apart).remote(*arguments)
-        first, references = (returned[0], tuple(returned[1:])) if apart else (returned, ())
-
-        def hear(future: Future[Any]) -> None:
-            error = future.exception()
-            if isinstance(error, ray.exceptions.ActorUnavailableError):
-                done(None, ActorUnreachable(str(error)))
-            elif isinstance(error, ray.exceptions.RayActorError):
-                done(None, ActorLost(str(error)))
-            elif isinstance(error, ray.exceptions.OutOfMemoryError):  # Ray killed it, to save its node
-                done(None, ActorLost(str(error).splitlines()[0]))
-            elif error is not None:
-                done(None, error if isinstance(error, Exception) else RuntimeError(str(error)))
-            else:
-                done((future.result(), references) if apart else future.result(), None)
-
-        first.future().add_done_callback(hear)
-
     def end(self, handle: ray.actor.ActorHandle) -> None:
         """See :class:`ActorHost`."""
-        ray.kill(handle)
+        super().end(handle)
         if handle in self._groups:
             remove_placement_group(self._groups.pop(handle))
-
-    def node_lives(self, node: str) -> bool:
-        """See :class:`ActorHost`."""
-        return any(each["NodeID"] == node and each["Alive"] for each in ray.nodes())
-
-    def draining(self) -> dict[str, float]:
-        """See :class:`ActorHost`. As Ray Serve asks for them; a deadline of 0 is none."""
-        if client.is_connected():
-            return {}  # Ray's client has no way to ask
-        past = time.time() - time.monotonic()
-        deadlines = global_state.get_draining_nodes()
-        return {node: end / 1000 - past if end else math.inf for node, end in deadlines.items()}

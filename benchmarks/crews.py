@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import ray
 from ray import cloudpickle
 
-from actors.host import ActorHost, Done, RayHost
+from actors.host import ActorHost, Done, RayCalls
 from actors.task import RolloutTask, TaskResult
 from benchmarks.light_actor import LightActor
 from benchmarks.made import NO_WEIGHTS, made_answers, made_result
@@ -116,7 +116,7 @@ class StandIns:
             self.cpu_s = time.thread_time()
 
 
-class LightActors(RayHost):
+class LightActors(RayCalls):
     """Real actors, each a process of Ray's, called as :class:`actors.host.RayHost` calls the rollout actors.
 
     Their processes hold no torch, so tasks and results cross as pickled bytes, which this process packs and unpacks
@@ -131,7 +131,6 @@ class LightActors(RayHost):
         self.task_s = task_s
         self.times, self.cpu_s = WorkTimes(), 0.0
         self._durations = random.Random(0)
-        self._groups = {}  # they ask for nothing
         self._called: Counter[Any] = Counter()  # tasks that an actor has still to answer
         self._ended: dict[Any, float] = {}  # when it answered last
         self._light = ray.remote(num_cpus=0)(LightActor)
@@ -140,10 +139,6 @@ class LightActors(RayHost):
     def start(self, number: int) -> Any:  # noqa: ANN401 - Ray's handle
         """A process of its own, which asks for no CPU."""
         return self._light.remote(self._answers)
-
-    def end(self, handle: Any) -> None:  # noqa: ANN401
-        """See :class:`actors.host.ActorHost`."""
-        ray.kill(handle)
 
     def call(self, handle: Any, method: str, done: Done, *arguments: Any, apart: int = 0) -> None:  # noqa: ANN401
         """See :class:`actors.host.ActorHost`."""

@@ -24,7 +24,7 @@ import torch
 import typer
 from ray import cloudpickle
 
-from actors.host import RayHost
+from actors.host import RayCalls
 from actors.pool import IN_FLIGHT_PER_ACTOR, RolloutPool
 from actors.task import RolloutTask, TaskResult
 from benchmarks.made import GRID, WIDTH, made_result, questions
@@ -86,18 +86,14 @@ class _Maker:
         return (replace(result, inputs=()), *cast(tuple[RolloutInput, ...], result.inputs))
 
 
-class _Makers(RayHost):
+class _Makers(RayCalls):
     """Starts makers where the pool expects rollout actors."""
 
     def __init__(self, width: int) -> None:
         self._maker, self._width = ray.remote(num_cpus=0)(_Maker), width
-        self._groups = {}  # they ask for nothing
 
     def start(self, number: int) -> Any:  # noqa: ANN401 - Ray's handle
         return self._maker.remote(self._width)
-
-    def end(self, handle: Any) -> None:  # noqa: ANN401
-        ray.kill(handle)
 
 
 class _FormerPool:
@@ -230,7 +226,6 @@ def main(
 
 
 def _show_driver(sides: dict[str, _Side]) -> None:
-
     rows = [
         (name, f"{side.item_bytes / 1000:,.1f}", str(Spread.of(peak / 1e6 for peak in side.peaks)))
         for name, side in sides.items()

@@ -184,8 +184,8 @@ class DeepSpeedLearnerGroup(LearnerGroup):  # type: ignore[misc]
         """Call ``method`` on every learner at once; each learner's own arguments, in rank order.
 
         Args:
-            only: Call this learner alone; what it does must not wait for others.
             deadline: ``time.monotonic()`` by which all must have answered; None: ``learners.timeout_s`` from now.
+            only: Call this learner alone; what it does must not wait for others.
 
         Raises:
             RayActorError: A learner died, even where another one's broken collective call came in first, or hangs.

@@ -30,6 +30,9 @@ class LearnerState:
         self._policy, self._optimizer, self._stage = policy, optimizer, zero_stage
         self._base = base_optimizer(optimizer)
         self._rank, self._learners = rank, learners
+        # While a checkpoint's parts come:
+        self._parameters: dict[str, nn.Parameter] = {}
+        self._by_name: dict[str, list[Fragment]] = {}  # what this learner holds
         self._covered: dict[tuple[str, str], int] = {}  # elements restored so far, by kind and parameter
 
     def _held(self) -> list[Fragment]:
@@ -53,9 +56,12 @@ class LearnerState:
     def begin(self) -> None:
         """Get ready for the parts of a checkpoint."""
         self._covered = {}
+        self._parameters = dict(self._policy.named_parameters())
+        self._by_name = {}
         if self._stage == 3:
             self._optimizer.checkpoint_event_prologue()
         for held in self._held():
+            self._by_name.setdefault(held.name, []).append(held)
             state = self._base.state[held.master]
             for kind in MOMENTS:
                 state[kind] = torch.zeros_like(held.master).detach()
@@ -66,26 +72,24 @@ class LearnerState:
         tensors = safetensors.load(part)
         if STEP not in tensors:  # a learner that held nothing wrote an empty part
             return
-        held = self._held()
-        by_name: dict[str, list[Fragment]] = {}
-        for each in held:
-            by_name.setdefault(each.name, []).append(each)
-            self._base.state[each.master][STEP].copy_(tensors[STEP])
+        for held in self._by_name.values():
+            for each in held:
+                self._base.state[each.master][STEP].copy_(tensors[STEP])
         for key, values in tensors.items():
             if key != STEP:
                 kind, start, name = key.split("/", 2)
                 self._covered[kind, name] = self._covered.get((kind, name), 0) + values.numel()
-                self._place(kind, name, int(start), values, by_name.get(name, []))
+                self._place(kind, name, int(start), values)
 
-    def _place(self, kind: str, name: str, start: int, values: Tensor, held: list[Fragment]) -> None:
+    def _place(self, kind: str, name: str, start: int, values: Tensor) -> None:
         end = start + values.numel()
-        for each in held:
+        for each in self._by_name.get(name, []):
             first, last = max(start, each.start), min(end, each.start + each.count)
             if first < last:
                 tensor = each.master if kind == WEIGHT else self._base.state[each.master][kind]
                 each.of(tensor)[first - each.start : last - each.start] = values[first - start : last - start]
         if kind == WEIGHT and self._stage < 3:
-            parameter = dict(self._policy.named_parameters()).get(name)
+            parameter = self._parameters.get(name)
             if parameter is not None:  # in the policy's own type, beside the float32 master
                 parameter.detach().view(-1)[start:end] = values
 
@@ -95,7 +99,7 @@ class LearnerState:
         Raises:
             UserError: They are not the whole state of this policy.
         """
-        for name, parameter in self._policy.named_parameters():
+        for name, parameter in self._parameters.items():
             whole = elements(parameter, self._stage)
             found = {kind: self._covered.pop((kind, name), 0) for kind in (WEIGHT, *MOMENTS)}
             if any(count != whole for count in found.values()):

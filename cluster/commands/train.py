@@ -55,7 +55,7 @@ def train(
         with Progress() as progress:
             progress.wait("starting rollout actors and learners")
             report = partial(_show, progress, resolved.run.steps)
-            outcome = run_training(resolved, run, report, resume=True, address=address, tell=progress.wait)
+            outcome = run_training(resolved, run, report, address=address, tell=progress.wait)
     except KeyboardInterrupt:
         typer.echo(f"ended at once; go on from the newest checkpoint with --resume {run.folder}", err=True)
         raise typer.Exit(130) from None

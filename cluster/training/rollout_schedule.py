@@ -66,8 +66,8 @@ class RolloutSchedule:
         found = iter(self.pool.collect([ticket for group in tickets for ticket in group]))
         del self._tickets[step]
         results = [TaskResult.of_parts([next(found) for _ in group]) for group in tickets]
-        held = sum(sum(result.input_bytes) for results in [*self._scored.values(), results] for result in results)
-        if held <= self.config.run.reuse_bytes:
+        kept = [result for scored in (*self._scored.values(), results) for result in scored]
+        if sum(sum(result.input_bytes) for result in kept) <= self.config.run.reuse_bytes:
             self._scored[step] = results
         return results
 

@@ -47,11 +47,10 @@ def train(
     run: RunDirectory,
     report: Report,
     *,
-    resume: bool = False,
     address: str | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> TrainingOutcome:
-    """Run ``config`` in ``run``; with ``resume`` continue from its newest checkpoint.
+    """Run ``config`` in ``run``, from its newest checkpoint if there is one.
 
     Args:
         report: Called with each finished step's row.
@@ -69,7 +68,7 @@ def train(
             algorithm = _build(config, run)
             if tell is not None:
                 algorithm.pool.watch(tell)
-            checkpoint = run.newest_checkpoint() if resume else None
+            checkpoint = run.newest_checkpoint()
             if checkpoint is not None:
                 algorithm.restore_from_path(checkpoint)
             interrupt.begin(algorithm.pool.stop_collecting)

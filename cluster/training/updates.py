@@ -72,8 +72,8 @@ class Updates:
         held = [each for each in self.replay.values() if isinstance(each.seen, ray.ObjectRef)] if nodes else []
         places = get_object_locations([each.seen for each in held]) if held else {}
         for each in held:
-            there = set(places[each.seen]["node_ids"])  # none: the driver itself holds it
-            if there and there <= set(nodes):
+            there = places[each.seen]["node_ids"]  # none: the driver itself holds it
+            if there and all(node in nodes for node in there):
                 each.seen = None
 
     def _update(self, group: DeepSpeedLearnerGroup, data: RecordData) -> dict[str, float]:

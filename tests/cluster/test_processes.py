@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,16 +50,22 @@ def test_learner_killed(
     disturbed.check(f"`kill -9` of learner {rank} of {learners}", config, trained.weights)
 
 
-def test_rollout_actor_stopped(nodes: Cluster, disturbed: Disturbed, small: TrainConfig, tmp_path: Path) -> None:
-    """No task is ever answered; once one is overdue the process goes, and a new one does them."""
-    config = with_overrides(small, {"actors.task_timeout_s": 10, "actors.count": 1})
+def stop_after(disturbed: Disturbed, steps: int, find: Callable[[CPO], list[int]]) -> list[int]:
+    """SIGSTOP of the first process that ``find`` names, after ``steps`` training steps; its pid, once it happened."""
     stopped: list[int] = []
 
     def stop(algorithm: CPO) -> None:
-        stopped.extend(actor_pids(algorithm)[:1])
+        stopped.append(find(algorithm)[0])
         os.kill(stopped[0], signal.SIGSTOP)
 
-    disturbed.after(2, stop)
+    disturbed.after(steps, stop)
+    return stopped
+
+
+def test_rollout_actor_stopped(nodes: Cluster, disturbed: Disturbed, small: TrainConfig, tmp_path: Path) -> None:
+    """No task is ever answered; once one is overdue the process goes, and a new one does them."""
+    config = with_overrides(small, {"actors.task_timeout_s": 10, "actors.count": 1})
+    stopped = stop_after(disturbed, 2, actor_pids)
     trained = disturbed.train(config, tmp_path / "run")
     disturbed.check("SIGSTOP of the only rollout actor, `actors.task_timeout_s` 10", config, trained.weights)
     wait_until(lambda: not is_running(stopped[0]))
@@ -67,13 +74,7 @@ def test_rollout_actor_stopped(nodes: Cluster, disturbed: Disturbed, small: Trai
 def test_learner_stopped(nodes: Cluster, disturbed: Disturbed, small: TrainConfig, tmp_path: Path) -> None:
     """The group is started anew, and the stopped process goes."""
     config = with_overrides(small, {"learners.timeout_s": 10, "actors.count": 1})
-    stopped: list[int] = []
-
-    def stop(algorithm: CPO) -> None:
-        stopped.extend(learner_pids(algorithm))
-        os.kill(stopped[0], signal.SIGSTOP)
-
-    disturbed.after(3, stop)
+    stopped = stop_after(disturbed, 3, learner_pids)
     trained = disturbed.train(config, tmp_path / "run")
     disturbed.check("SIGSTOP of the learner, `learners.timeout_s` 10", config, trained.weights)
     wait_until(lambda: not is_running(stopped[0]))

@@ -66,7 +66,7 @@ def test_full_disk_ends_the_run_with_its_checkpoints_whole(
         run.release()
     assert [path.name for path in sorted(run.checkpoints.iterdir())] == ["step-000002", "step-000004.part"]
     resumed, config = RunDirectory.resume(run.folder)
-    trained = finished(train(config, resumed, lambda row: None, resume=True), resumed)
+    trained = finished(train(config, resumed, lambda row: None), resumed)
     assert trained.losses == undisturbed.losses
     assert [path.name for path in sorted(run.checkpoints.iterdir())] == ["step-000002", "step-000004"]
 

@@ -173,7 +173,7 @@ def test_sigterm_in_a_step_that_does_not_end_saves_the_last_finished_one(
     assert trained.run.newest_checkpoint() == trained.run.checkpoint(finished_steps)
     monkeypatch.undo()
     resumed, saved = RunDirectory.resume(tmp_path / "run")
-    whole = finished(train(saved, resumed, lambda row: None, resume=True), resumed)
+    whole = finished(train(saved, resumed, lambda row: None), resumed)
     assert whole.losses == undisturbed.losses
     assert largest_difference(whole, undisturbed) <= 1e-6
 

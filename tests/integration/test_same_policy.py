@@ -97,7 +97,7 @@ def test_resume_after_kill_of_the_driver_repeats_the_uninterrupted_losses(
         driver.wait()
     assert len(run.rows()) < 4
     resumed, config = RunDirectory.resume(folder)
-    trained = finished(train(config, resumed, lambda row: None, resume=True), resumed)
+    trained = finished(train(config, resumed, lambda row: None), resumed)
     assert trained.losses == undisturbed.losses
     assert largest_difference(trained, undisturbed) <= 1e-6
 
@@ -107,6 +107,6 @@ def test_checkpoint_of_another_model_is_refused(undisturbed: Trained, small_run:
     run, _ = RunDirectory.resume(undisturbed.run.folder)
     try:
         with pytest.raises(UserError, match="written with another model"):
-            train(other, run, lambda row: None, resume=True)
+            train(other, run, lambda row: None)
     finally:
         run.release()
