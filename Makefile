@@ -35,7 +35,7 @@ test-cluster: setup
 	$(BIN)/pytest -q -m "cluster and not slow" tests/cluster --reliability-table docs/reliability.md
 
 test-cluster-long: setup
-	$(BIN)/pytest -q -m "cluster and slow" tests/cluster --reliability-table docs/reliability.md
+	$(BIN)/pytest -q -m "cluster and slow" --reliability-table docs/reliability.md
 
 test-gpu: setup
 	$(BIN)/pytest -q -m gpu

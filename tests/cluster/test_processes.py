@@ -28,7 +28,7 @@ from tests.support.killing import actor_pids, kill, learner_pids
 from tests.support.processes import is_running
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.shows("Killed and stopped processes")]
 NODE_BYTES = 4 << 30
 
 
