@@ -11,11 +11,12 @@ autoscaler sees, and nodes without actors are those that it can release.
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from actors.death import Death, Reason
 from actors.host import ActorHost
 from actors.ledger import Failure, Job, TaskLedger, last_line
 from cacovid.config import ActorsConfig
@@ -67,7 +68,7 @@ class Places:
         load: Lets an actor load its replica; :meth:`loaded` takes what becomes of it.
 
     Attributes:
-        lost: Deaths seen so far.
+        deaths: Seen so far, by reason.
         leaving: Nodes that have announced their end.
     """
 
@@ -80,7 +81,7 @@ class Places:
         start_timeout_s: float,
     ) -> None:
         self.actors = [Actor(number) for number in range(1, config.places + 1)]
-        self.lost = 0
+        self.deaths: Counter[Reason] = Counter()
         self.leaving: frozenset[str] = frozenset()
         self._host = host
         self._config = config
@@ -119,16 +120,21 @@ class Places:
             actor.asked = False
             self._load_failed(actor, Failure(error, time.monotonic()))
 
-    def lose(self, actor: Actor, why: str) -> None:
+    def lose(self, actor: Actor, death: Death) -> None:
         """Empty the place of a dead actor; its oldest task is the one that it died of."""
         now = time.monotonic()
-        logger.warning("rollout actor %d was lost: %s", actor.number, why)
-        self.lost += 1
+        if actor.overdue is not None:
+            death = Death("overdue", f"it was killed, for one task {actor.overdue}")
+        elif actor.leaves_at is not None:
+            death = Death("preempted", f"its node had announced its end; {death.text}")
+        where = f"on node {actor.node}" if actor.node is not None else "before it had a node"
+        logger.warning("rollout actor %d was lost %s (%s): %s", actor.number, where, death.reason, death.text)
+        self.deaths[death.reason] += 1
         if actor.ready:
-            failure = Failure(actor.overdue or "the rollout actor died", now, actor.node)
+            failure = Failure(actor.overdue or f"the rollout actor died: {death.text}", now, actor.node)
             self._hand_back(actor, failure)
         elif actor.asked:
-            self._load_failed(actor, Failure("the rollout actor died while it loaded", now, actor.node))
+            self._load_failed(actor, Failure(f"the rollout actor died while it loaded: {death.text}", now, actor.node))
         self._host.end(actor.handle)
         actor.empty(now)
         self._last_ready = now

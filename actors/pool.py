@@ -97,7 +97,7 @@ class RolloutPool:
     @property
     def lost_actors(self) -> int:
         """Deaths seen so far."""
-        return 0 if self._places is None else self._places.lost
+        return 0 if self._places is None else self._places.deaths.total()
 
     def leaving_nodes(self) -> frozenset[str]:
         """Nodes that have announced their end."""
@@ -223,7 +223,7 @@ class RolloutPool:
         actor, error = answer.actor, answer.error
         assert self._places is not None
         if isinstance(error, ActorLost):
-            self._places.lose(actor, str(error))
+            self._places.lose(actor, error.death)
         elif isinstance(error, ActorUnreachable):
             self._places.ask_again(actor, str(error))
         elif error is not None:

@@ -22,6 +22,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.tune import PlacementGroupFactory
 
+from actors.death import death_of
 from actors.env_runner import DUMMY_SPACE, RolloutEnvRunner
 from actors.host import RayHost
 from actors.pool import RolloutPool
@@ -231,8 +232,7 @@ class CPO(Algorithm):  # type: ignore[misc]
             super().setup(self.config)
         except ray.exceptions.RayActorError as error:
             raise UserError(
-                f"the learners could not start ({str(error).splitlines()[0]}): see the Ray logs, "
-                "or raise run.start_timeout_s"
+                f"the learners could not start ({death_of(error).text}): see the Ray logs, or raise run.start_timeout_s"
             ) from error
         self.config.num_env_runners = cfg.actors.count
         self.pool.start()

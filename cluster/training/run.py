@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from safetensors import SafetensorError
 
+from actors.death import death_of
 from actors.pool import CollectAbandoned
 from cacovid.config import TrainConfig
 from cacovid.errors import UserError
@@ -137,7 +138,7 @@ class _Steps:
 
     def _restart_learners(self, death: Exception) -> None:
         """Bring a dead learner group back from the newest checkpoint, or from the start where there is none yet."""
-        reason = str(death).splitlines()[0]
+        reason = death_of(death).text
         self.restarts += 1
         if self.restarts > self.config.learners.max_restarts:
             raise UserError(f"a learner died ({reason}); continue with --resume {self.run.folder}") from death
