@@ -305,6 +305,7 @@ class CPO(Algorithm):  # type: ignore[misc]
         learnt = time.perf_counter()
         self.schedule.publish(step + 1, self.learner_group.publish())
         published = time.perf_counter()
+        pool = self.pool.state()
         metrics = rollout_metrics(
             results,
             losses,
@@ -317,7 +318,9 @@ class CPO(Algorithm):  # type: ignore[misc]
                 publish_seconds=published - learnt,
                 published_bytes=self.schedule.newest.nbytes,
                 lost_actors=self.pool.lost_actors,
-                requeued_tasks=self.pool.requeued,
+                requeued_tasks=pool.requeued,
+                ready_actors=pool.ready,
+                wanted_actors=pool.wanted,
                 replay_items=len(self.updates.replay),
                 replay_bytes=self.updates.replay.nbytes,
                 skipped=self.skipped.skipped,
