@@ -34,15 +34,17 @@ class AttemptLog:
         )
         self._run = run
         self._config = config
+        self._done: int | None = None  # steps
         self._steps = logging.Logger("run")  # of its own: for this file alone
 
     def add(self, row: Mapping[str, float]) -> None:
         """One line for a training step."""
+        self._done = int(row["step"]) + 1
         figures = [f"{name}={row[name]:.4g}" for name in ("reward", "top_k_reward", "loss")]
         figures.append(f"combinations/s={row['combinations_per_second']:.4g}")
         figures.append(f"actors={row['ready_actors']:.0f}/{row['wanted_actors']:.0f}")
         figures += [f"{name}={row[f'{name}_seconds']:.3g}s" for name in ("wait", "learn")]
-        self._say(f"step={int(row['step']) + 1}/{self._config.run.steps} {' '.join(figures)}")
+        self._say(f"step={self._done}/{self._config.run.steps} {' '.join(figures)}")
 
     def _say(self, what: str, level: int = logging.INFO, **options: Any) -> None:  # noqa: ANN401 - logging's
         self._steps.log(level, "run=%s attempt=%d %s", self._run.name, self.number, what, **options)
@@ -75,7 +77,7 @@ class AttemptLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            self._say("ended")
+            self._say("ended" if self._done is None else f"ended after step {self._done} of {self._config.run.steps}")
         else:
             trail = None if isinstance(error, UserError) else error
             self._say(f"ended by {type(error).__name__}: {error}", logging.ERROR, exc_info=trail)

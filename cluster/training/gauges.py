@@ -1,8 +1,8 @@
 """A run's figures on Ray's metrics port, where Prometheus fetches them as ``ray_cacovid_...`` with the label ``run``.
 
-    row of each step -----------.
-                                 '--> ray.util.metrics (this process) --> the node's metrics agent --> Prometheus
-    state of the pool, each second --^
+    newest step's row, state of the pool --each second--> ray.util.metrics --> the node's metrics agent --> Prometheus
+
+All gauges are set again each second: Ray forgets those that are not within half a minute, and a step may last longer.
 
 See docs/observability.md for the table, cluster/deploy/grafana for dashboards.
 """
@@ -18,7 +18,7 @@ from actors.death import Reason
 from actors.pool import RolloutPool
 from actors.pool_state import PoolState
 
-REFRESH_SECONDS = 1.0  # of the pool's figures
+REFRESH_SECONDS = 1.0
 STEP_GAUGES = {  # by field of a step's row
     "epoch": ("epoch", "passes through the questions"),
     "reward": ("reward", "mean reward of the step's combinations"),
@@ -50,10 +50,15 @@ class Gauges:
 
     def __init__(self, run: str, attempt: int, steps: int, pool: RolloutPool) -> None:
         self._run = run
+        self._number = attempt
+        self._steps = steps
         self._pool = pool
+        self._row: Mapping[str, float] = {}  # of the newest step
         self._counted: dict[tuple[str, str], float] = {}  # of counters that the pool keeps, as last shown
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._refresh, name="gauges", daemon=True)
+        self._attempt = self._gauge("attempt", "starts of this run, this one included")
+        self._planned = self._gauge("steps_planned", "training steps that the run is to have")
         self._step_gauges = {field: self._gauge(*known) for field, known in STEP_GAUGES.items()}
         self._step_counters = {field: self._counter(*known) for field, known in STEP_COUNTERS.items()}
         self._step = self._gauge("step", "training steps finished")
@@ -65,8 +70,6 @@ class Gauges:
         self._busy_seconds = self._counter("actor_busy_seconds_total", "thereof with a task")
         self._deaths = self._counter("actor_deaths_total", "deaths of rollout actors", "reason")
         self._restarts = self._counter("learner_restarts_total", "restarts of the learners after a death", "reason")
-        self._gauge("attempt", "starts of this run, this one included").set(attempt)
-        self._gauge("steps_planned", "training steps that the run is to have").set(steps)
 
     def _gauge(self, name: str, meaning: str, *tags: str) -> Gauge:
         return Gauge(f"cacovid_{name}", meaning, ("run", *tags)).set_default_tags({"run": self._run})
@@ -76,13 +79,9 @@ class Gauges:
 
     def add(self, row: Mapping[str, float]) -> None:
         """One training step's figures."""
-        self._step.set(int(row["step"]) + 1)
-        for field, gauge in self._step_gauges.items():
-            gauge.set(row[field])
+        self._row = row
         for field, counter in self._step_counters.items():
             _increase(counter, row[field])
-        if "learner_gpu_bytes" in row:
-            self._gpu.set(row["learner_gpu_bytes"], {"process": "learner"})
 
     def learners_died(self, reason: Reason) -> None:
         """The learners are started anew."""
@@ -90,9 +89,24 @@ class Gauges:
 
     def _refresh(self) -> None:
         while not self._ended.wait(REFRESH_SECONDS):
-            self._show(self._pool.state())
+            self._show()
 
-    def _show(self, state: PoolState) -> None:
+    def _show(self) -> None:
+        self._attempt.set(self._number)
+        self._planned.set(self._steps)
+        self._show_step(self._row)
+        self._show_pool(self._pool.state())
+
+    def _show_step(self, row: Mapping[str, float]) -> None:
+        if not row:
+            return
+        self._step.set(int(row["step"]) + 1)
+        for field, gauge in self._step_gauges.items():
+            gauge.set(row[field])
+        if "learner_gpu_bytes" in row:
+            self._gpu.set(row["learner_gpu_bytes"], {"process": "learner"})
+
+    def _show_pool(self, state: PoolState) -> None:
         for name in ("wanted", "pending", "ready", "draining"):
             self._actors.set(getattr(state, name), {"state": name})
         for name in ("waiting", "given_out"):
@@ -112,7 +126,7 @@ class Gauges:
         self._counted[key] = total
 
     def __enter__(self) -> Self:
-        self._show(self._pool.state())
+        self._show()
         self._thread.start()
         return self
 
@@ -121,7 +135,7 @@ class Gauges:
     ) -> None:
         self._ended.set()
         self._thread.join()
-        self._show(self._pool.state())
+        self._show()
 
 
 def _increase(counter: Counter, by: float, tags: dict[str, str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """Weights & Biases. What it has is noted in the run's folder, since a run that is offline cannot be asked."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,9 @@ class WandbTracker:
                 _write(self._note, self._run.id, self._steps)
 
     def keep(self, files: Sequence[Path]) -> None:
-        """As files of the run."""
+        """In the folder whose files wandb sends at the end."""
         for path in files:
-            self._run.save(str(path.absolute()), base_path=str(path.absolute().parent), policy="now")
+            shutil.copy(path, self._run.dir)
 
     def close(self, ended: str) -> None:
         """Wait until all is sent or on disk."""
