@@ -244,6 +244,18 @@ class RunConfig(Section):
     start_timeout_s: Annotated[float, Field(gt=0)] = Field(
         1_800.0, description="seconds that actors and learners may wait for their places in the cluster and start"
     )
+    tracking: tuple[Literal["mlflow", "wandb"], ...] = Field(
+        (), description="experiment trackers that get every step's figures, beside TensorBoard"
+    )
+    tracking_project: Annotated[str, Field(min_length=1)] = Field(
+        "cacovid", description="MLflow's experiment and the project of Weights & Biases"
+    )
+    mlflow_uri: str | None = Field(
+        None, description="MLflow's server (http://host:5000) or database; None puts mlflow.db into the run's folder"
+    )
+    wandb_mode: Literal["online", "offline"] = Field(
+        "online", description="Weights & Biases: send the run, or keep it for `wandb sync`"
+    )
 
 
 class TrainConfig(Section):

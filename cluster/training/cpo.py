@@ -22,6 +22,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.tune import PlacementGroupFactory
 
+from actors.death import death_of
 from actors.env_runner import DUMMY_SPACE, RolloutEnvRunner
 from actors.host import RayHost
 from actors.pool import RolloutPool
@@ -231,8 +232,7 @@ class CPO(Algorithm):  # type: ignore[misc]
             super().setup(self.config)
         except ray.exceptions.RayActorError as error:
             raise UserError(
-                f"the learners could not start ({str(error).splitlines()[0]}): see the Ray logs, "
-                "or raise run.start_timeout_s"
+                f"the learners could not start ({death_of(error).text}): see the Ray logs, or raise run.start_timeout_s"
             ) from error
         self.config.num_env_runners = cfg.actors.count
         self.pool.start()
@@ -305,6 +305,7 @@ class CPO(Algorithm):  # type: ignore[misc]
         learnt = time.perf_counter()
         self.schedule.publish(step + 1, self.learner_group.publish())
         published = time.perf_counter()
+        pool = self.pool.state()
         metrics = rollout_metrics(
             results,
             losses,
@@ -317,7 +318,9 @@ class CPO(Algorithm):  # type: ignore[misc]
                 publish_seconds=published - learnt,
                 published_bytes=self.schedule.newest.nbytes,
                 lost_actors=self.pool.lost_actors,
-                requeued_tasks=self.pool.requeued,
+                requeued_tasks=pool.requeued,
+                ready_actors=pool.ready,
+                wanted_actors=pool.wanted,
                 replay_items=len(self.updates.replay),
                 replay_bytes=self.updates.replay.nbytes,
                 skipped=self.skipped.skipped,

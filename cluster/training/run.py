@@ -19,14 +19,18 @@ from typing import Any
 import ray
 from safetensors import SafetensorError
 
+from actors.death import death_of
 from actors.pool import CollectAbandoned
 from cacovid.config import TrainConfig
 from cacovid.errors import UserError
 from cluster.ray_cluster import check_resources, connected
+from cluster.training.attempt_log import AttemptLog
 from cluster.training.cpo import CPO, CPOConfig
+from cluster.training.gauges import Gauges
 from cluster.training.interrupt import Interrupt
 from cluster.training.run_directory import RunDirectory
 from cluster.training.run_log import RunLog, draw_curve
+from cluster.training.tracking.base import Trackers, check_tracking
 
 logger = logging.getLogger(__name__)
 Report = Callable[[dict[str, float]], None]
@@ -60,7 +64,8 @@ def train(
     Raises:
         UserError: The run cannot start or go on for a reason that the user can mend.
     """
-    with connected(address):
+    check_tracking(config.run)
+    with AttemptLog(run, config) as attempt, Trackers(run, config) as trackers, connected(address):
         interrupt = Interrupt(config.run.stop_grace_s)  # after Ray, which takes SIGTERM for itself
         algorithm = None
         try:
@@ -72,8 +77,10 @@ def train(
             if checkpoint is not None:
                 algorithm.restore_from_path(checkpoint)
             interrupt.begin(algorithm.pool.stop_collecting)
-            with RunLog(run, algorithm.finished_steps) as log:
-                row = _Steps(algorithm, config, run, log, report, interrupt).go()
+            gauges = Gauges(run.name, attempt.number, config.run.steps, algorithm.pool)
+            with gauges, RunLog(run, algorithm.finished_steps, (gauges, attempt, trackers)) as log:
+                trackers.begin(run.rows())
+                row = _Steps(algorithm, config, run, log, report, interrupt, gauges).go()
             return TrainingOutcome(run.folder, algorithm.finished_steps, interrupt.asked, row)
         finally:
             interrupt.restore()
@@ -97,6 +104,7 @@ class _Steps:
     log: RunLog
     report: Report
     interrupt: Interrupt
+    gauges: Gauges
     restarts: int = 0  # of the learners
 
     def go(self) -> dict[str, float]:
@@ -137,7 +145,8 @@ class _Steps:
 
     def _restart_learners(self, death: Exception) -> None:
         """Bring a dead learner group back from the newest checkpoint, or from the start where there is none yet."""
-        reason = str(death).splitlines()[0]
+        found = death_of(death)
+        reason = found.text
         self.restarts += 1
         if self.restarts > self.config.learners.max_restarts:
             raise UserError(f"a learner died ({reason}); continue with --resume {self.run.folder}") from death
@@ -146,6 +155,7 @@ class _Steps:
         except ray.exceptions.RayActorError as another:
             self._restart_learners(another)
         else:
+            self.gauges.learners_died(found.reason)
             logger.warning("a learner died (%s): going on after step %d", reason, self.algorithm.finished_steps)
             self.log.rewind(self.algorithm.finished_steps)
 

@@ -7,6 +7,8 @@ DIR/checkpoints/step-N/   everything a resumed run needs
 DIR/metrics.jsonl         one row per training step
 DIR/tensorboard/          the same figures as TensorBoard events
 DIR/curve.png             reward and loss over the run
+DIR/logs/attempt-N.log    what the Nth start of the run did, said and ended with
+DIR/tracking/             which runs of MLflow and Weights & Biases this is
 DIR/skipped.jsonl         items set aside, with the reason
 DIR/clips-*/, DIR/cache/  drawn clips and the embedding cache
 """
@@ -39,8 +41,15 @@ class RunDirectory:
         self.tensorboard = folder / "tensorboard"
         self.curve = folder / "curve.png"
         self.skipped = folder / "skipped.jsonl"
+        self.logs = folder / "logs"
+        self.tracking = folder / "tracking"
         self.config_file = folder / "config.toml"
         self._lock: IO[str] | None = None
+
+    @property
+    def name(self) -> str:
+        """How logs, metrics and trackers call the run."""
+        return self.folder.absolute().name
 
     @classmethod
     def create(cls, folder: Path, config: TrainConfig) -> Self:
