@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from actors.host import ActorHost
 from actors.ledger import Failure, Job, TaskLedger, last_line
@@ -27,6 +27,14 @@ PAUSE_SECONDS = 1.0  # before a lost actor's place is filled again, or an unreac
 NODES_SECONDS = 1.0  # between looks at which nodes are being drained
 HAND_BACK_SECONDS = 5.0  # before the end of its node an actor's tasks are given to others
 TELL_SECONDS = 30.0  # between words that no actor is there
+
+
+class Counts(NamedTuple):
+    """How many actors a pool has."""
+
+    wanted: int  # at the moment; an elastic pool wants as many as there are tasks, within its bounds
+    ready: int  # their replica is loaded
+    dead: int  # lost so far
 
 
 @dataclass(eq=False)
@@ -147,6 +155,10 @@ class Places:
             self._hand_back(actor, None)
             self._host.end(actor.handle)
             actor.empty(time.monotonic())
+
+    def counts(self) -> Counts:
+        """How many actors there are."""
+        return Counts(self._wanted(), sum(actor.ready for actor in self.actors), self.lost)
 
     def holds(self, job: Job, besides: Actor | None = None) -> bool:
         """Whether an actor (other than ``besides``) is at work on ``job``."""

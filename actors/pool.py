@@ -29,7 +29,7 @@ from typing import Any
 
 from actors.host import ActorHost, ActorLost, ActorUnreachable
 from actors.ledger import Failure, Job, TaskLedger
-from actors.places import Actor, Places
+from actors.places import Actor, Counts, Places
 from actors.task import Task, TaskResult
 from cacovid.config import ActorsConfig
 
@@ -98,6 +98,11 @@ class RolloutPool:
     def lost_actors(self) -> int:
         """Deaths seen so far."""
         return 0 if self._places is None else self._places.lost
+
+    def counts(self) -> Counts:
+        """How many actors there are; none where the driver scores."""
+        with self._changed:
+            return Counts(0, 0, 0) if self._places is None else self._places.counts()
 
     def leaving_nodes(self) -> frozenset[str]:
         """Nodes that have announced their end."""

@@ -104,7 +104,7 @@ class JobApi:
 
 def ended(job: JobDetails) -> bool:
     """Whether the job will do nothing more."""
-    return JobStatus(job.status).is_terminal()
+    return bool(JobStatus(job.status).is_terminal())
 
 
 def _check_reachable(address: str) -> None:

@@ -11,22 +11,24 @@ A first Ctrl-C ends the run after the current step with a checkpoint; a second o
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 from safetensors import SafetensorError
 
-from actors.pool import CollectAbandoned
+from actors.pool import CollectAbandoned, RolloutPool
 from cacovid.config import TrainConfig
 from cacovid.errors import UserError
-from cluster.ray_cluster import check_resources, connected
+from cluster.ray_cluster import check_resources, connected, place_for_dashboard
 from cluster.training.cpo import CPO, CPOConfig
 from cluster.training.interrupt import Interrupt
 from cluster.training.run_directory import RunDirectory
 from cluster.training.run_log import RunLog, draw_curve
+from cluster.training.run_status import StatusFile, copy_name
 
 logger = logging.getLogger(__name__)
 Report = Callable[[dict[str, float]], None]
@@ -60,25 +62,53 @@ def train(
     Raises:
         UserError: The run cannot start or go on for a reason that the user can mend.
     """
-    with connected(address):
+    joined = address not in (None, "local")
+    with _status(config, run, address) as status, connected(address):
+        if joined:
+            status.copy_to(place_for_dashboard(copy_name))
         interrupt = Interrupt(config.run.stop_grace_s)  # after Ray, which takes SIGTERM for itself
         algorithm = None
         try:
-            check_resources(config, elastic=address not in (None, "local"))
+            check_resources(config, elastic=joined)
             algorithm = _build(config, run)
-            if tell is not None:
-                algorithm.pool.watch(tell)
+            algorithm.pool.watch(partial(_tell, algorithm.pool, status, run, tell))
             checkpoint = run.newest_checkpoint()
             if checkpoint is not None:
                 algorithm.restore_from_path(checkpoint)
             interrupt.begin(algorithm.pool.stop_collecting)
             with RunLog(run, algorithm.finished_steps) as log:
-                row = _Steps(algorithm, config, run, log, report, interrupt).go()
+                status.look()
+                status.actors(algorithm.pool.counts())
+                row = _Steps(algorithm, config, run, log, status, report, interrupt).go()
             return TrainingOutcome(run.folder, algorithm.finished_steps, interrupt.asked, row)
         finally:
             interrupt.restore()
             if algorithm is not None:
                 algorithm.stop()
+
+
+@contextmanager
+def _status(config: TrainConfig, run: RunDirectory, address: str | None) -> Iterator[StatusFile]:
+    """status.json of this attempt, which says in the end how that came."""
+    with _writing(run):
+        status = StatusFile(run, config.run.steps, address)
+    try:
+        yield status
+    except BaseException as error:
+        with suppress(OSError):  # what is under way says more
+            status.end(None if isinstance(error, KeyboardInterrupt) else error)
+        raise
+    with _writing(run):
+        status.end()
+
+
+def _tell(
+    pool: RolloutPool, status: StatusFile, run: RunDirectory, tell: Callable[[str], None] | None, actors: str
+) -> None:
+    with _writing(run):
+        status.actors(pool.counts())
+    if tell is not None:
+        tell(actors)
 
 
 def _build(config: TrainConfig, run: RunDirectory) -> CPO:
@@ -95,6 +125,7 @@ class _Steps:
     config: TrainConfig
     run: RunDirectory
     log: RunLog
+    status: StatusFile
     report: Report
     interrupt: Interrupt
     restarts: int = 0  # of the learners
@@ -133,12 +164,14 @@ class _Steps:
         row["combinations_per_second"] = row["combinations"] / row["seconds"]
         with _writing(self.run):
             self.log.add(row)
+            self.status.add(row, self.algorithm.pool.counts())
         return row
 
     def _restart_learners(self, death: Exception) -> None:
         """Bring a dead learner group back from the newest checkpoint, or from the start where there is none yet."""
         reason = str(death).splitlines()[0]
         self.restarts += 1
+        self.status.error(death)
         if self.restarts > self.config.learners.max_restarts:
             raise UserError(f"a learner died ({reason}); continue with --resume {self.run.folder}") from death
         try:
@@ -148,6 +181,7 @@ class _Steps:
         else:
             logger.warning("a learner died (%s): going on after step %d", reason, self.algorithm.finished_steps)
             self.log.rewind(self.algorithm.finished_steps)
+            self.status.look()
 
     def _checkpoint(self) -> None:
         """Save all that a resumed run needs, the policy by itself and the curve so far, unless that is done already."""
@@ -159,7 +193,7 @@ class _Steps:
                 # Before the checkpoint counts: a run with its last checkpoint is complete.
                 self.algorithm.get_policy().save_pretrained(run.policy)
                 draw_curve(run.rows(), run.curve)
-                run.commit_checkpoint(step, self.config.run.keep_checkpoints)
+                self.status.saved(run.commit_checkpoint(step, self.config.run.keep_checkpoints))
 
 
 @contextmanager
