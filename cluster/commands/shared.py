@@ -18,6 +18,15 @@ Frames = Annotated[
 Rule = Annotated[
     str | None, typer.Option("--rule", help="global, half-uniform or frame-budgets; without it each policy's own")
 ]
+Address = Annotated[
+    str | None,
+    # Ray's client takes these before any address that it is given; here the option comes first.
+    typer.Option(
+        "--address",
+        envvar=["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"],
+        help="Ray cluster: http://host:8265 (its dashboard), host:6379 or auto; without it port 8265 of this machine",
+    ),
+]
 
 
 def numbers(text: str, option: str) -> list[float]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typer._click.core import Command
 from typer._click.exceptions import UsageError
 from typer.core import TyperGroup
 
@@ -28,14 +29,13 @@ class Entrypoint:
         return shlex.join(["cacovid", *self.arguments])
 
 
-def parse_entrypoint(commands: TyperGroup, arguments: Sequence[str]) -> Entrypoint:
+def parse_entrypoint(commands: Command, arguments: Sequence[str]) -> Entrypoint:
     """Read ``arguments`` as the command line itself would.
 
     Raises:
         UserError: There is no such command, or it would not take these options.
     """
-    command: Any = commands
-    rest, names = list(arguments), []
+    command, names, rest = commands, [], list(arguments)
     if rest[:1] == ["cacovid"]:
         rest = rest[1:]
     given = tuple(rest)
