@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.commands.shared import Address
+from cluster.commands.shared import Address, console
 from cluster.commands.status import duration, figures, when
 from cluster.commands.submit import follow
 
@@ -22,7 +22,6 @@ Id = Annotated[str, typer.Argument(help="the job's id, as `cacovid jobs list` gi
 @app.command("list")
 def list_jobs(address: Address = None) -> None:
     """All submitted jobs that the cluster remembers, the newest first."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -33,7 +32,7 @@ def list_jobs(address: Address = None) -> None:
     for job in _api(address).jobs():
         if job.submission_id is not None:
             table.add_row(job.submission_id, job.status.value, *_times(job), escape(job.entrypoint))
-    Console().print(table)
+    console().print(table)
 
 
 @app.command()
@@ -79,22 +78,21 @@ def _api(address: str | None) -> "JobApi":
 
 
 def _show(api: "JobApi", job: "JobDetails") -> None:
-    from rich.console import Console
     from rich.markup import escape
 
     from cluster.jobs.client import ended
     from cluster.jobs.submission import run_of
 
-    console = Console(soft_wrap=True)
+    out = console()
     started, took = _times(job)
     code = "" if job.driver_exit_code is None else f", exit code {job.driver_exit_code}"
-    console.print(f"[bold]{job.submission_id}[/]  {job.status.value}{code}, started {started}, took {took}")
-    console.print(escape(job.entrypoint), highlight=False)
+    out.print(f"[bold]{job.submission_id}[/]  {job.status.value}{code}, started {started}, took {took}")
+    out.print(escape(job.entrypoint))
     run = run_of(api, job)
     if run is not None:
-        console.print(figures(run, not ended(job)))
+        out.print(figures(run, not ended(job)))
     elif job.message:
-        console.print(escape(job.message), highlight=False)
+        out.print(escape(job.message))
 
 
 def _times(job: "JobDetails") -> tuple[str, str]:

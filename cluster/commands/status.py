@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cacovid.errors import UserError
-from cluster.commands.shared import Address
+from cluster.commands.shared import Address, console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,8 +27,6 @@ def status(
 
 
 def _show_folder(folder: Path) -> None:
-    from rich.console import Console
-
     from cluster.training.run_directory import RunDirectory
     from cluster.training.run_status import RunStatus
 
@@ -37,24 +35,23 @@ def _show_folder(folder: Path) -> None:
         written = RunDirectory(folder).is_held()
     except OSError as error:
         raise UserError(f"cannot read {folder}: {error.strerror}") from error
-    Console(soft_wrap=True).print(figures(found, written))
+    console().print(figures(found, written))
 
 
 def _show_cluster(address: str | None) -> None:
-    from rich.console import Console
     from rich.markup import escape
 
     from cluster.jobs.client import HERE, JobApi, ended
     from cluster.jobs.submission import run_of
 
-    console = Console(soft_wrap=True)
+    out = console()
     api = JobApi(address or HERE)
     runs = [(job, run) for job in api.jobs() if (run := run_of(api, job)) is not None]
     for job, run in runs:
-        console.print(f"[bold]{escape(job.submission_id or 'driver ' + str(job.job_id))}[/]  {job.status.value}")
-        console.print(figures(run, not ended(job)))
+        out.print(f"[bold]{escape(job.submission_id or 'driver ' + str(job.job_id))}[/]  {job.status.value}")
+        out.print(figures(run, not ended(job)))
     if not runs:
-        console.print(f"no run of cacovid at {api.url}")
+        out.print(f"no run of cacovid at {api.url}")
 
 
 def figures(run: "RunStatus", written: bool) -> "Table":

@@ -10,6 +10,8 @@ from cluster.commands.shared import Address
 if TYPE_CHECKING:
     from cluster.jobs.client import JobApi
 
+NOT_FOUND = 127  # exit code of a shell
+
 
 def submit(
     context: typer.Context,
@@ -74,6 +76,10 @@ def follow(api: "JobApi", id: str) -> int:
     job = submission.wait(api, id)
     code = submission.exit_code(job)
     typer.echo(f"job {id} {job.status.value.lower()}" + (f" (exit code {code})" if code else ""), err=bool(code))
-    if code and job.driver_exit_code is None and job.message:
+    if code == NOT_FOUND:
+        typer.echo(
+            "no cacovid on the PATH of the machines: install it there or add --install", err=True
+        )
+    elif code and job.driver_exit_code is None and job.message:
         typer.echo(job.message, err=True)  # of Ray: there was no driver to say anything
     return code

@@ -1,5 +1,6 @@
 """Ray's job API of one cluster, whose errors are a user's one line."""
 
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -26,6 +27,8 @@ class JobApi:
     """
 
     def __init__(self, address: str) -> None:
+        for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+            logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
         self.address = address
         _check_reachable(address)
         # Ray takes this variable, or RAY_ADDRESS, before the address that it is given.
