@@ -77,9 +77,7 @@ def follow(api: "JobApi", id: str) -> int:
     code = submission.exit_code(job)
     typer.echo(f"job {id} {job.status.value.lower()}" + (f" (exit code {code})" if code else ""), err=bool(code))
     if code == NOT_FOUND:
-        typer.echo(
-            "no cacovid on the PATH of the machines: install it there or add --install", err=True
-        )
+        typer.echo("no cacovid on the PATH of the machines: install it there or add --install", err=True)
     elif code and job.driver_exit_code is None and job.message:
         typer.echo(job.message, err=True)  # of Ray: there was no driver to say anything
     return code

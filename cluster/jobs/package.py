@@ -1,6 +1,7 @@
 """The working directory of a job: which of its files go to the cluster, and how large they are together."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
@@ -25,7 +26,7 @@ MAX_BYTES = 100_000_000  # every machine of the job gets it, through the head's 
 NAMED = 3  # entries in the message that it is too much
 
 
-def packed_files(folder: Path) -> dict[str, int]:
+def packed_files(folder: Path, excludes: Sequence[str] = EXCLUDES) -> dict[str, int]:
     """Bytes of each file that a job with this working directory takes along, by its path in it.
 
     Found by Ray's own reading of ignore files, as it packs them.
@@ -42,7 +43,7 @@ def packed_files(folder: Path) -> dict[str, int]:
             sizes[path.relative_to(root).as_posix()] = path.stat().st_size
 
     root = folder.absolute()
-    _dir_travel(root, [_get_excludes(root, list(EXCLUDES))], note, include_gitignore=True)
+    _dir_travel(root, [_get_excludes(root, list(excludes))], note, include_gitignore=True)
     return sizes
 
 
