@@ -63,11 +63,12 @@ def stop(id: Id, address: Address = None) -> None:
     from cluster.jobs.submission import wait
 
     api = _api(address)
-    if ended(api.job(id)):
+    job = api.job(id)
+    if ended(job):
         typer.echo(f"job {id} had ended before")
     else:
         api.stop(id)
-        typer.echo(f"waiting for job {id} to end")
+        typer.echo(f"waiting for job {id} to end: {job.message}")
     _show(api, wait(api, id))
 
 

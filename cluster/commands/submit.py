@@ -62,8 +62,13 @@ def follow(api: "JobApi", id: str) -> int:
     import asyncio
     from functools import partial
 
+    from ray.job_submission import JobStatus
+
     from cluster.jobs import submission
 
+    job = api.job(id)
+    if job.status == JobStatus.PENDING and job.message:
+        typer.echo(job.message)
     try:
         asyncio.run(submission.follow(api, id, partial(typer.echo, nl=False)))
     except KeyboardInterrupt:
