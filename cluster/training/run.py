@@ -11,8 +11,9 @@ A first Ctrl-C ends the run after the current step with a checkpoint; a second o
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,17 @@ import ray
 from safetensors import SafetensorError
 
 from actors.death import death_of
-from actors.pool import CollectAbandoned
+from actors.pool import CollectAbandoned, RolloutPool
 from cacovid.config import TrainConfig
 from cacovid.errors import UserError
-from cluster.ray_cluster import check_resources, connected
+from cluster.ray_cluster import check_resources, connected, place_for_dashboard
 from cluster.training.attempt_log import AttemptLog
 from cluster.training.cpo import CPO, CPOConfig
 from cluster.training.gauges import Gauges
 from cluster.training.interrupt import Interrupt
 from cluster.training.run_directory import RunDirectory
 from cluster.training.run_log import RunLog, draw_curve
+from cluster.training.run_status import StatusFile, copy_name
 from cluster.training.tracking.base import Trackers, check_tracking
 
 logger = logging.getLogger(__name__)
@@ -65,14 +67,21 @@ def train(
         UserError: The run cannot start or go on for a reason that the user can mend.
     """
     check_tracking(config.run)
-    with AttemptLog(run, config) as attempt, Trackers(run, config) as trackers, connected(address):
+    joined = address not in (None, "local")
+    with (
+        AttemptLog(run, config) as attempt,
+        _status(config, run, attempt.number, address) as status,
+        Trackers(run, config) as trackers,
+        connected(address),
+    ):
+        if joined:
+            status.copy_to(place_for_dashboard(copy_name))
         interrupt = Interrupt(config.run.stop_grace_s)  # after Ray, which takes SIGTERM for itself
         algorithm = None
         try:
-            check_resources(config, elastic=address not in (None, "local"))
+            check_resources(config, elastic=joined)
             algorithm = _build(config, run)
-            if tell is not None:
-                algorithm.pool.watch(tell)
+            algorithm.pool.watch(partial(_tell, algorithm.pool, status, run, tell))
             checkpoint = run.newest_checkpoint()
             if checkpoint is not None:
                 algorithm.restore_from_path(checkpoint)
@@ -80,12 +89,38 @@ def train(
             gauges = Gauges(run.name, attempt.number, config.run.steps, algorithm.pool)
             with gauges, RunLog(run, algorithm.finished_steps, (gauges, attempt, trackers)) as log:
                 trackers.begin(run.rows())
-                row = _Steps(algorithm, config, run, log, report, interrupt, gauges).go()
+                status.look()
+                status.actors(algorithm.pool.state())
+                row = _Steps(algorithm, config, run, log, status, report, interrupt, gauges).go()
             return TrainingOutcome(run.folder, algorithm.finished_steps, interrupt.asked, row)
         finally:
             interrupt.restore()
             if algorithm is not None:
                 algorithm.stop()
+
+
+@contextmanager
+def _status(config: TrainConfig, run: RunDirectory, attempt: int, address: str | None) -> Iterator[StatusFile]:
+    """status.json of this attempt, which says in the end how that came."""
+    with _writing(run):
+        status = StatusFile(run, config.run.steps, attempt, address)
+    try:
+        yield status
+    except BaseException as error:
+        with suppress(OSError):  # what is under way says more
+            status.end(None if isinstance(error, KeyboardInterrupt) else error)
+        raise
+    with _writing(run):
+        status.end()
+
+
+def _tell(
+    pool: RolloutPool, status: StatusFile, run: RunDirectory, tell: Callable[[str], None] | None, actors: str
+) -> None:
+    with _writing(run):
+        status.actors(pool.state())
+    if tell is not None:
+        tell(actors)
 
 
 def _build(config: TrainConfig, run: RunDirectory) -> CPO:
@@ -102,6 +137,7 @@ class _Steps:
     config: TrainConfig
     run: RunDirectory
     log: RunLog
+    status: StatusFile
     report: Report
     interrupt: Interrupt
     gauges: Gauges
@@ -141,6 +177,7 @@ class _Steps:
         row["combinations_per_second"] = row["combinations"] / row["seconds"]
         with _writing(self.run):
             self.log.add(row)
+            self.status.add(row, self.algorithm.pool.state())
         return row
 
     def _restart_learners(self, death: Exception) -> None:
@@ -148,6 +185,7 @@ class _Steps:
         found = death_of(death)
         reason = found.text
         self.restarts += 1
+        self.status.error(death)
         if self.restarts > self.config.learners.max_restarts:
             raise UserError(f"a learner died ({reason}); continue with --resume {self.run.folder}") from death
         try:
@@ -158,6 +196,7 @@ class _Steps:
             self.gauges.learners_died(found.reason)
             logger.warning("a learner died (%s): going on after step %d", reason, self.algorithm.finished_steps)
             self.log.rewind(self.algorithm.finished_steps)
+            self.status.look()
 
     def _checkpoint(self) -> None:
         """Save all that a resumed run needs, the policy by itself and the curve so far, unless that is done already."""
@@ -169,7 +208,7 @@ class _Steps:
                 # Before the checkpoint counts: a run with its last checkpoint is complete.
                 self.algorithm.get_policy().save_pretrained(run.policy)
                 draw_curve(run.rows(), run.curve)
-                run.commit_checkpoint(step, self.config.run.keep_checkpoints)
+                self.status.saved(run.commit_checkpoint(step, self.config.run.keep_checkpoints))
 
 
 @contextmanager

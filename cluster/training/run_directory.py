@@ -9,6 +9,7 @@ DIR/tensorboard/          the same figures as TensorBoard events
 DIR/curve.png             reward and loss over the run
 DIR/logs/attempt-N.log    what the Nth start of the run did, said and ended with
 DIR/tracking/             which runs of MLflow and Weights & Biases this is
+DIR/status.json           where the run stands (:mod:`cluster.training.run_status`)
 DIR/skipped.jsonl         items set aside, with the reason
 DIR/clips-*/, DIR/cache/  drawn clips and the embedding cache
 """
@@ -142,6 +143,21 @@ class RunDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"{self.folder} is being written by another run: wait for it or choose another") from error
+
+    def is_held(self) -> bool:
+        """Whether a process writes the run now.
+
+        Raises:
+            OSError: The folder cannot be read.
+        """
+        if not (self.folder / LOCK).exists():
+            return False
+        with (self.folder / LOCK).open() as lock:  # a lock of our own, for a moment, that others may share
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     def release(self) -> None:
         """Let others write the folder."""
