@@ -24,6 +24,7 @@ FIELDS = frozenset(
         "run.keep_checkpoints",
         "run.stop_grace_s",
         "run.start_timeout_s",
+        "run.store_timeout_s",
     }
 )
 
