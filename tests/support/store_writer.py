@@ -1,4 +1,4 @@
-"""Writes checkpoints of a run into its store as fast as it can, as training does but without it, so that it can be killed.
+"""Writes checkpoints of a run into its store as training does, but as fast as it can, so that it can be killed.
 
 ``python -m tests.support.store_writer URI WORK``
 """

@@ -293,13 +293,17 @@ def test_a_store_that_stays_down_ends_the_run_and_loses_nothing(s3: S3Server, tm
     config = TrainConfig(run={"store_timeout_s": 1})
     stored = opened(uri, tmp_path / "work", config)
     run = run_of(stored)
-    with (
-        pytest.raises(UserError, match=rf"not answered for 1 s .*{tmp_path}/work keeps the newest checkpoint") as ended,
-        Uploads(run, stored.store, keep=2) as uploads,
-    ):
-        save(run, 1)
-        line.cut()
-        uploads.submit(1)
+
+    def train() -> None:
+        with Uploads(run, stored.store, keep=2) as uploads:
+            save(run, 1)
+            line.cut()
+            uploads.submit(1)
+
+    with pytest.raises(
+        UserError, match=rf"not answered for 1 s .*{tmp_path}/work keeps the newest checkpoint"
+    ) as ended:
+        train()
     assert SECRET not in str(ended.value)
     run.release()
     line.mend()
