@@ -39,6 +39,10 @@ class RunLog:
         self.close()
         self._open(step)
 
+    def flush(self) -> None:
+        """All events are in their file when this returns."""
+        self._board.flush()
+
     def close(self) -> None:
         """Close both files."""
         self._file.close()

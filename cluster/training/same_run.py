@@ -29,6 +29,7 @@ FIELDS = frozenset(
         "run.tracking_project",
         "run.mlflow_uri",
         "run.wandb_mode",
+        "run.store_timeout_s",
     }
 )
 

@@ -44,7 +44,7 @@ def test_resuming_a_complete_run_says_so_and_starts_nothing(tmp_path: Path, caps
     run.part(2).mkdir(parents=True)
     run.commit_checkpoint(2, keep=1)
     run.release()
-    train(resume=run.folder)
+    train(resume=str(run.folder))
     assert "all 2 steps are done; for more raise run.steps" in capsys.readouterr().out
 
 
@@ -124,12 +124,12 @@ def test_the_finished_runs_command_says_so_and_fresh_starts_over(
     run.part(2).mkdir(parents=True)
     run.commit_checkpoint(2, keep=1)
     run.release()
-    train(out=run.folder, overrides=steps)
+    train(out=str(run.folder), overrides=steps)
     assert "all 2 steps are done" in capsys.readouterr().out
     monkeypatch.setattr(
         "cluster.training.run.train", lambda config, run, *_, **__: TrainingOutcome(run.folder, 0, False, {})
     )
-    train(out=run.folder, overrides=steps, fresh=True)
+    train(out=str(run.folder), overrides=steps, fresh=True)
     assert f"the earlier {run.folder} is now {run.folder}.old" in capsys.readouterr().out
     assert RunDirectory(tmp_path / "run.old").is_complete(2)
     assert run.newest_checkpoint() is None
