@@ -15,7 +15,6 @@ from cluster.training.run import train
 from cluster.training.run_directory import RunDirectory
 from tests.support.wandb_files import records
 
-
 pytestmark = pytest.mark.slow  # two trackers in processes of their own
 
 
