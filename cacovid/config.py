@@ -240,7 +240,9 @@ class RunConfig(Section):
         description="bound, over the cluster, of rollouts since the last checkpoint that restarted learners use again",
     )
     stop_grace_s: Annotated[float, Field(ge=0)] = Field(
-        15.0, description="seconds after SIGTERM until the step under way is given up and the last finished one saved"
+        15.0,
+        description="seconds after SIGTERM until the step under way is given up and the last finished one saved; its "
+        "upload to a store then takes the time that it takes",
     )
     store_timeout_s: Annotated[float, Field(gt=0)] = Field(
         300.0, description="seconds that a store (--out URI) which does not answer is waited for"

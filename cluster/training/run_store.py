@@ -29,7 +29,7 @@ from cluster.training.ownership import Attempt, Ownership
 from cluster.training.parcel import Parcel, unpack
 from cluster.training.run_directory import RunDirectory, free_name
 from cluster.training.store_address import StoreAddress
-from cluster.training.store_files import StoreFiles, sha256
+from cluster.training.store_files import PART, StoreFiles, sha256
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,8 @@ class RunStore:
         """
         store = cls(StoreFiles.open(address, timeout_s))
         if store.files.read(CONFIG) is None:
-            foreign = [name for name in store.files.list() if not Attempt.of_file(name)]
+            begun = [name for name in store.files.list() if not name.endswith(PART)]  # and killed before its config
+            foreign = [name for name in begun if not Attempt.of_file(name)]
             if foreign:
                 raise UserError(f"{address.shown} is in use ({foreign[0]} lies there, no run): choose another folder")
         return store

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 OBJECT_STORES = frozenset({"s3", "gcs", "abfs"})  # they have no folders, and rename by copying
+PART = ".part"  # ends the name of a file that is being written
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 20.0
 SAYS_NO = re.compile(
@@ -51,6 +53,11 @@ class StoreFiles:
         self.address = address
         self.timeout_s = timeout_s
         self._written = False
+        self._given_up = threading.Event()
+
+    def give_up(self) -> None:
+        """Let no call wait any longer: the process is to end."""
+        self._given_up.set()
 
     @classmethod
     def open(cls, address: StoreAddress, timeout_s: float) -> Self:
@@ -98,12 +105,15 @@ class StoreFiles:
         return self._patiently(read)
 
     def write(self, name: str, content: bytes) -> None:
-        """A small file."""
+        """A small file; its readers see the old one or the whole new one."""
 
         def write() -> None:
             self._make_parent(name)
-            with self.filesystem.open_output_stream(self._path(name)) as stream:
+            path = self._path(name) if self.is_object_store else self._path(f"{name}{PART}")
+            with self.filesystem.open_output_stream(path) as stream:
                 stream.write(content)
+            if not self.is_object_store:
+                self.filesystem.move(path, self._path(name))
 
         self._patiently(write)
         self._written = True
@@ -125,9 +135,12 @@ class StoreFiles:
         def copy() -> bool:
             if self.filesystem.get_file_info(self._path(name)).type != fs.FileType.File:
                 return False
-            fs.copy_files(
-                self._path(name), str(target), source_filesystem=self.filesystem, destination_filesystem=_LOCAL
-            )
+            try:
+                fs.copy_files(
+                    self._path(name), str(target), source_filesystem=self.filesystem, destination_filesystem=_LOCAL
+                )
+            except FileNotFoundError:  # deleted just now
+                return False
             return True
 
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +197,8 @@ class StoreFiles:
                 raise
             except OSError as error:
                 self._consider(error, time.monotonic() + pause > end)
-            time.sleep(pause)
+            if self._given_up.wait(pause):
+                raise StoreSilent(f"store {self.address.shown} is no longer waited for")
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def _consider(self, error: OSError, over: bool) -> None:

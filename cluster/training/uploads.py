@@ -106,7 +106,10 @@ class Uploads:
     ) -> None:
         if kind is None:
             self.finish()
-        elif issubclass(kind, Exception) and self._failure is None:  # not Ctrl-C, nor the store's own failure
+        elif not issubclass(kind, Exception):  # Ctrl-C once more
+            if self._store is not None:
+                self._store.files.give_up()
+        elif self._failure is None:  # not the store's own
             try:
                 self.finish()
             except UserError as another:

@@ -18,6 +18,7 @@ from tests.support.waiting import wait_until
 
 PACKAGES = Path(sys.prefix) / "s3-server"  # tests/support/s3-server.txt: they ask for other releases than ours
 BUCKET = "bucket"
+KEY = "AKIAFODNN7"
 SECRET = "wJalrXUtnFEMI"
 
 
@@ -30,11 +31,11 @@ class S3Server:
     def uri(self, folder: str, *, port: int | None = None, bucket: str = BUCKET) -> str:
         """Of a folder, as pyarrow takes it, with keys in it."""
         options = f"endpoint_override=127.0.0.1:{port or self.port}&scheme=http&region=us-east-1"
-        return f"s3://key:{SECRET}@{bucket}/{folder}?{options}"
+        return f"s3://{KEY}:{SECRET}@{bucket}/{folder}?{options}"
 
     def filesystem(self) -> fs.FileSystem:
         """All that it holds."""
-        options = {"access_key": "key", "secret_key": SECRET, "scheme": "http", "region": "us-east-1"}
+        options = {"access_key": KEY, "secret_key": SECRET, "scheme": "http", "region": "us-east-1"}
         return fs.S3FileSystem(endpoint_override=f"127.0.0.1:{self.port}", allow_bucket_creation=True, **options)
 
     def files(self, folder: str) -> list[str]:
