@@ -13,7 +13,7 @@ from cacovid.policy.base import CompressionPolicy
 from cluster.training.run_directory import RunDirectory
 from tests.cluster.conftest import STEPS
 from tests.support.disturbed import Disturbed, cacovid_train
-from tests.support.head_node import head_node
+from tests.support.head_node import WITHOUT_TOKEN, head_node
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.shows("Ray's autoscaler")]
 
 HEAD_ID = f"{'f' * 51}00000"  # what the fake provider calls the head
 ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",  # whatever token lies at home
+    **WITHOUT_TOKEN,
     "RAY_FAKE_CLUSTER": "1",
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     "RAY_enable_autoscaler_v2": "1",

@@ -16,6 +16,7 @@ from tests.support.waiting import wait_until
 
 BIN = Path(sys.executable).parent
 START_S = 200.0
+WITHOUT_TOKEN = {"RAY_AUTH_MODE": "disabled"}  # whatever token lies at home
 
 
 @contextmanager
