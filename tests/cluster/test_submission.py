@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -63,21 +64,28 @@ class Shell:
         return stdout
 
 
+class Head(NamedTuple):
+    """A head node that asks for a token, and whose jobs find our commands."""
+
+    url: str  # of its dashboard
+    files: Path  # of its session
+
+
 @pytest.fixture(scope="module")
-def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The dashboard of a head node that asks for a token, and whose jobs find our commands."""
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     port = free_port()
     options = {"dashboard_port": port, "dashboard_agent_listen_port": free_port(), "resources": '{"driver": 1}'}
     environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, **PATH}
-    with head_node(tmp_path_factory.mktemp("head"), environment, **options):
-        yield f"http://127.0.0.1:{port}"
+    with head_node(tmp_path_factory.mktemp("head"), environment, **options) as (process, _):
+        (files,) = [word.partition("=")[2] for word in process.cmdline() if word.startswith("--temp-dir=")]
+        yield Head(f"http://127.0.0.1:{port}", Path(files))
 
 
 @pytest.fixture(scope="module")
-def environment(cluster_url: str) -> dict[str, str]:
+def environment(head: Head) -> dict[str, str]:
     """Of a user of that cluster."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return {**ours, **PATH, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_API_SERVER_ADDRESS": cluster_url}
+    return {**ours, **PATH, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_API_SERVER_ADDRESS": head.url}
 
 
 def cacovid(environment: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -235,12 +243,25 @@ def test_mistakes_are_one_line(environment, arguments, changed, message):
     assert message in line
 
 
-def test_the_token_may_lie_in_a_file_and_the_address_in_ray_address(environment, cluster_url, tmp_path):
+def test_the_token_may_lie_in_a_file_and_the_address_in_ray_address(environment, head, tmp_path):
     (tmp_path / "token").write_text(TOKEN)
     changed = {
         name: value for name, value in environment.items() if name not in ("RAY_AUTH_TOKEN", "RAY_API_SERVER_ADDRESS")
     }
-    changed |= {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"), "RAY_ADDRESS": cluster_url}
+    changed |= {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"), "RAY_ADDRESS": head.url}
     assert cacovid(changed, "jobs", "list").returncode == 0
     elsewhere = {**changed, "RAY_ADDRESS": "http://127.0.0.1:1"}
-    assert cacovid(elsewhere, "jobs", "list", "--address", cluster_url).returncode == 0  # the option comes first
+    assert cacovid(elsewhere, "jobs", "list", "--address", head.url).returncode == 0  # the option comes first
+
+
+@pytest.mark.slow
+def test_the_uploaded_checkout_is_installed_beside_ray(environment, head):
+    """A copy of Ray's environment gets it, where the machines' PATH has no `cacovid`."""
+    arguments = ("--install", "--env", "PATH=/usr/bin:/bin", "--working-dir", str(ROOT), "--", "config")
+    done = cacovid(environment, "submit", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[sampling]" in done.stdout
+    (installed,) = head.files.glob(
+        "session_latest/runtime_resources/uv/*/virtualenv/lib/*/site-packages/cacovid-*.dist-info"
+    )
+    assert "runtime_resources/working_dir_files" in (installed / "direct_url.json").read_text()
