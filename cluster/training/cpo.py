@@ -205,6 +205,8 @@ class CPO(Algorithm):  # type: ignore[misc]
         if not items:
             raise UserError(f"{cfg.data.train} holds no questions")
         self._evaluation_items: list[VideoQuestion] | None = None  # read when first needed
+        if cfg.evaluation.every:
+            self._to_evaluate(self._skipped_evaluation())  # a mistake in evaluation.data shows now
         self._initial_policy = self.run_dir / "initial_policy"
         self._initial_policy.mkdir(parents=True, exist_ok=True)
         for name, content in initial_policy_files(cfg).items():
@@ -346,16 +348,23 @@ class CPO(Algorithm):  # type: ignore[misc]
             UserError: The table cannot be read, or no question of it can be used.
         """
         cfg = self.train_cfg.evaluation
-        skipped = SkippedItems(self.run_dir / "skipped-evaluation.jsonl", self.train_cfg.data.max_skipped)
-        if self._evaluation_items is None:
-            self._evaluation_items = evaluation_items(cfg.data, "development", cfg.clips, self.run_dir, skipped)
+        skipped = self._skipped_evaluation()
         size = self.train_cfg.actors.items_per_task
         tasks = [
-            EvaluateTask(part, self.schedule.newest, cfg.retentions) for part in parts(self._evaluation_items, size)
+            EvaluateTask(part, self.schedule.newest, cfg.retentions) for part in parts(self._to_evaluate(skipped), size)
         ]
         results = self.pool.collect(self.pool.submit(tasks))
         self._set_aside(results, skipped)
         return {STATE: evaluation_metrics([each for result in results for each in result.evaluations])}
+
+    def _skipped_evaluation(self) -> SkippedItems:
+        return SkippedItems(self.run_dir / "skipped-evaluation.jsonl", self.train_cfg.data.max_skipped)
+
+    def _to_evaluate(self, skipped: SkippedItems) -> list[VideoQuestion]:
+        if self._evaluation_items is None:
+            cfg = self.train_cfg.evaluation
+            self._evaluation_items = evaluation_items(cfg.data, "development", cfg.clips, self.run_dir, skipped)
+        return self._evaluation_items
 
     @classmethod
     def _should_create_evaluation_env_runners(cls, eval_config: CPOConfig) -> bool:

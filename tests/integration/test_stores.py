@@ -12,13 +12,9 @@ import pytest
 
 from cacovid.config import TrainConfig
 from cacovid.config_files import to_toml, with_overrides
-from cacovid.policy.base import CompressionPolicy
-from cluster.training.best_checkpoint import PREFIX
-from cluster.training.run import train
 from cluster.training.run_directory import RunDirectory
-from tests.integration.conftest import Trained, finished
+from tests.integration.conftest import Trained
 from tests.integration.test_command_line import cacovid
-from tests.integration.test_same_policy import largest_difference
 from tests.support.s3_server import BUCKET, SECRET, S3Server
 from tests.support.waiting import wait_until
 
@@ -39,26 +35,6 @@ def kill_tree(process: subprocess.Popen[str]) -> None:
     for each in tree:
         each.kill()
     process.communicate()
-
-
-def test_evaluation_between_steps_changes_nothing_and_keeps_the_best(
-    undisturbed: Trained, small_run: TrainConfig, table: Path, tmp_path: Path
-) -> None:
-    own = {"evaluation.every": 1, "evaluation.data": str(table), "evaluation.clips": 3, "evaluation.retentions": (0.1,)}
-    config = with_overrides(small_run, {**own, "run.checkpoint_every": 4, "run.keep_checkpoints": 1})
-    run = RunDirectory.create(tmp_path / "run", config)
-    trained = finished(train(config, run, lambda row: None), run)
-    assert trained.losses == undisturbed.losses
-    assert largest_difference(trained, undisturbed) == 0
-    rows = run.rows()
-    assert {f"{PREFIX}{name}" for name in ("accuracy_0.1", "full_accuracy", "questions", "seconds")} <= rows[2].keys()
-    scores = [row[f"{PREFIX}accuracy_0.1"] for row in rows]
-    best = json.loads(run.best.read_text())
-    assert best["score"] == max(scores)
-    assert best["step"] == scores.index(max(scores)) + 1
-    assert CompressionPolicy.from_pretrained(run.best_policy).metadata.trained_steps == best["step"]
-    kept = {path.name for path in run.checkpoints.glob("step-*")}
-    assert kept == {run.checkpoint(best["step"]).name, run.checkpoint(4).name}
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from cluster.training.stored_run import StoredRun, open_stored
 from cluster.training.uploads import Uploads
 
 CONFIG = TrainConfig(run={"steps": 100_000, "store_timeout_s": 60})
-FILES = 4
+FILES = 2
 
 
 def address_of(uri: str) -> StoreAddress:

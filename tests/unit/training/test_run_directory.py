@@ -8,7 +8,7 @@ from cacovid.config import TrainConfig
 from cacovid.errors import UserError
 from cluster.commands.train import train
 from cluster.training.run import TrainingOutcome
-from cluster.training.run_directory import RunDirectory
+from cluster.training.run_directory import RunDirectory, free_name
 
 
 def test_a_run_that_ended_before_its_first_step_may_be_started_again(tmp_path: Path) -> None:
@@ -135,6 +135,12 @@ def test_the_finished_runs_command_says_so_and_fresh_starts_over(
     assert run.newest_checkpoint() is None
 
 
+def test_search_for_a_free_name_ends() -> None:
+    assert free_name("run", lambda name: name in {"run.old", "run.old-2"}) == "run.old-3"
+    with pytest.raises(UserError, match=r"run\.old to run\.old-100 are all taken"):
+        free_name("run", lambda name: True)
+
+
 def test_unfinished_checkpoints_do_not_count_and_go(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.checkpoint(2).mkdir(parents=True)
@@ -150,6 +156,9 @@ def test_oldest_checkpoints_go(tmp_path: Path) -> None:
         run.part(step).mkdir(parents=True)
         run.commit_checkpoint(step, keep=2)
     assert [path.name for path in sorted(run.checkpoints.iterdir())] == ["step-000002", "step-000003"]
+    run.part(4).mkdir()
+    run.commit_checkpoint(4, keep=1, best=2)
+    assert [path.name for path in sorted(run.checkpoints.iterdir())] == ["step-000002", "step-000004"]
 
 
 def test_row_cut_off_by_a_kill_is_left_out(tmp_path: Path) -> None:

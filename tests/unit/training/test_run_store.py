@@ -116,6 +116,22 @@ def test_the_newer_of_two_attempts_writes(uri: str, tmp_path: Path) -> None:
     assert counting(two) == [2, 3]
 
 
+def test_training_ends_when_a_newer_attempt_has_begun(s3: S3Server, tmp_path: Path) -> None:
+    uri = s3.uri(f"{tmp_path.name}/run")
+    one = opened(uri, tmp_path / "one")
+
+    def train() -> None:
+        with Uploads(run_of(one), one.store, keep=2) as uploads:
+            for step in range(1, 1000):
+                save(run_of(one), step)
+                uploads.submit(step)
+                if step == 2:
+                    opened(uri, tmp_path / "two")
+
+    with pytest.raises(LostRun, match="written by a newer attempt"):
+        train()
+
+
 def test_a_marker_written_after_losing_does_not_count(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,7 +243,7 @@ def test_a_parcel_is_what_was_saved_whatever_training_does_since(tmp_path: Path)
     parcel = Parcel.pack(run, 1)
     save(run, 2, keep=1)
     assert not run.checkpoint(1).exists()
-    assert len(parcel.checkpoint_files()) == 5
+    assert len(parcel.checkpoint_files()) == 3
     assert parcel.copies()["policy/policy.json"].read_text() == "1"
     assert parcel.copies()["metrics.jsonl"].read_text() == '{"step": 0}\n'
 

@@ -21,6 +21,8 @@ SAVED = TrainConfig()
         ("run.reuse_bytes", 0),
         ("run.tracking", ("mlflow",)),
         ("run.mlflow_uri", "http://here:5000"),
+        ("run.store_timeout_s", 5),
+        ("evaluation.every", 4),
     ],
 )
 def test_places_may_change_and_steps_may_be_added(field: str, value: int) -> None:
