@@ -24,9 +24,6 @@ class Death:
     reason: Reason  # for counting
     text: str  # one line
 
-    def __str__(self) -> str:
-        return self.text
-
 
 def death_of(error: Exception) -> Death:
     """What ``error``, of a call or a creation of an actor, says about its end."""

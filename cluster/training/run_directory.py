@@ -12,6 +12,7 @@ DIR/curve.png             reward and loss over the run
 DIR/logs/attempt-N.log    what the Nth start of the run did, said and ended with
 DIR/tracking/             which runs of MLflow and Weights & Biases this is
 DIR/status.json           where the run stands (:mod:`cluster.training.run_status`)
+DIR/mlflow.db, ...        MLflow's own, without run.mlflow_uri
 DIR/skipped.jsonl         items set aside, with the reason
 DIR/clips-*/, DIR/cache/  drawn clips and the embedding cache
 """
