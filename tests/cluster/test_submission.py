@@ -29,13 +29,26 @@ START_S = 240.0
 TOKEN = secrets.token_hex(32)
 PATH = {"PATH": f"{BIN}:{os.environ['PATH']}"}
 JOB_ID = r"raysubmit_\w+"
+SBATCH = (
+    "sbatch --nodes=4 --gpus-per-node=1 cluster/deploy/slurm/train.sbatch --config train.toml --out /shared/runs/mine"
+)
+
+
+IN_SHORT = (ROOT / "README.md").read_text().partition("## On a cluster\n")[2].partition("\n## ")[0]
 
 
 def documented() -> list[str]:
-    """Commands of the sections that a test without Kubernetes or a cloud can run."""
+    """Commands of docs/cluster.md that a test without Kubernetes, a cloud or an object store can run."""
     text = (ROOT / "docs" / "cluster.md").read_text()
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).splitlines()
-    return [line for line in blocks if line.startswith(("cacovid submit", "cacovid jobs", "cacovid status", "ray job"))]
+    return [line for line in blocks if line.startswith(("cacovid ", "ray job")) and "s3://" not in line]
+
+
+def test_commands_of_the_readme_are_those_that_are_run() -> None:
+    """The batch script's are run by test_slurm.py."""
+    commands = [line.partition(" #")[0].strip() for line in IN_SHORT.splitlines() if line.startswith("    ")]
+    assert set(commands) <= {*documented(), SBATCH}
+    assert len(IN_SHORT.strip().splitlines()) <= 15
 
 
 @dataclass
@@ -116,7 +129,10 @@ def test_documented_commands_from_the_first_submission_to_the_last_step(environm
     shell = Shell(environment, work)
     shell.places |= {"/shared/runs/mine": str(run.folder), "/mnt/cacovid/work/runs/mine": str(run.folder)}
     shell.places |= {"/mnt/cacovid/config/train.toml": "train.toml"}
-    shell.places["cluster/deploy/kuberay/base/cluster/train.toml"] = "train.toml"
+    for name in ("cluster/deploy/kuberay/base/cluster/train.toml", "configs/llava-onevision-7b.toml"):
+        shell.places[name] = "train.toml"
+    shell.places["runs/mine"] = str(run.folder)
+    shell.places |= {"/data/runs/mine": str(run.folder), "data.train=/data/train.parquet": f"data.train={table}"}
 
     follower = shell.start("cacovid submit -- train --config train.toml --out /shared/runs/mine")
     wait_until(lambda: run.rows() or follower.poll() is not None, START_S)
@@ -157,7 +173,8 @@ def test_documented_commands_from_the_first_submission_to_the_last_step(environm
 
     for line in documented():
         if line not in shell.ran:  # the same run again, by other ways
-            assert f"all {steps} steps are done" in shell.run(line), line
+            said = {"plan": "combinations", "status": "finished"}.get(line.split()[1], f"all {steps} steps are done")
+            assert said in shell.run(line), line
     assert shell.ran == set(documented())
 
 
