@@ -74,10 +74,20 @@ class JobApi:
             self._client.stop_job(id)
 
     async def tail(self, id: str) -> AsyncIterator[str]:
-        """What the job prints, from its beginning to its end."""
+        """What the job prints, from its beginning to its end.
+
+        Raises:
+            UserError: The connection broke before.
+        """
         with self._one_line(id):
-            async for lines in self._client.tail_job_logs(id):
-                yield lines
+            try:
+                async for lines in self._client.tail_job_logs(id):
+                    yield lines
+            except (RuntimeError, aiohttp.ClientError) as error:
+                raise UserError(
+                    f"lost the log of job {id} at {self.address} ({_first_line(error)}): the job may go on, look again "
+                    f"with `cacovid jobs logs {id} --follow`"
+                ) from error
 
     def log_file(self, job: JobDetails, name: str) -> bytes | None:
         """A file among Ray's logs of the machine where the job's driver runs; None if it is not there."""
@@ -97,8 +107,10 @@ class JobApi:
             yield
         except AuthenticationError as error:
             raise UserError(_about_the_token(self.address, str(error))) from error
-        except (ConnectionError, requests.RequestException, aiohttp.ClientError) as error:
+        except (ConnectionError, requests.RequestException) as error:
             raise UserError(f"lost the Ray cluster at {self.address!r}: {_first_line(error)}") from error
+        except UserError:
+            raise
         except (RuntimeError, ValueError) as error:
             if id is not None and "status code 404" in str(error):
                 raise UserError(f"no job {id!r} at {self.address}: see `cacovid jobs list`") from error

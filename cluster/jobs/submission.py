@@ -93,5 +93,8 @@ def exit_code(job: JobDetails) -> int:
 
 def run_of(api: JobApi, job: JobDetails) -> RunStatus | None:
     """Where the run of this job's driver stands; None if it has none, or its machine is gone."""
-    content = None if job.job_id is None else api.log_file(job, copy_name(job.job_id))
-    return None if content is None else RunStatus.model_validate_json(content)
+    if job.job_id is None:
+        return None
+    name = copy_name(job.job_id)
+    content = api.log_file(job, name)
+    return None if content is None else RunStatus.parse(content, f"{name} at {api.address}")

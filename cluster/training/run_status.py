@@ -106,13 +106,24 @@ class RunStatus(BaseModel):
         """
         path = folder / STATUS
         try:
-            return cls.model_validate_json(path.read_bytes())
+            content = path.read_bytes()
         except OSError as error:
             raise UserError(f"{folder} is no run that was started: {path.name}: {error.strerror}") from error
+        return cls.parse(content, str(path))
+
+    @classmethod
+    def parse(cls, content: bytes, where: str) -> Self:
+        """``content`` of a file or answer that is called ``where``.
+
+        Raises:
+            UserError: Another program, or another release, wrote it.
+        """
+        try:
+            return cls.model_validate_json(content)
         except ValidationError as error:
             wrong = error.errors()[0]
-            where = ".".join(map(str, wrong["loc"]))
-            raise UserError(f"{path} is no status of a run: {where or 'content'}: {wrong['msg']}") from error
+            field = ".".join(map(str, wrong["loc"])) or "content"
+            raise UserError(f"{where} is no status of a run: {field}: {wrong['msg']}") from error
 
 
 def copy_name(job_id: str) -> str:

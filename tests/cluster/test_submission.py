@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import pytest
 
 from cacovid.config import TrainConfig
@@ -82,6 +83,7 @@ class Head(NamedTuple):
 
     url: str  # of its dashboard
     files: Path  # of its session
+    process: psutil.Process
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, **PATH}
     with head_node(tmp_path_factory.mktemp("head"), environment, **options) as (process, _):
         (files,) = [word.partition("=")[2] for word in process.cmdline() if word.startswith("--temp-dir=")]
-        yield Head(f"http://127.0.0.1:{port}", Path(files))
+        yield Head(f"http://127.0.0.1:{port}", Path(files), process)
 
 
 @pytest.fixture(scope="module")
@@ -282,3 +284,20 @@ def test_the_uploaded_checkout_is_installed_beside_ray(environment, head):
         "session_latest/runtime_resources/uv/*/virtualenv/lib/*/site-packages/cacovid-*.dist-info"
     )
     assert "runtime_resources/working_dir_files" in (installed / "direct_url.json").read_text()
+
+
+def test_a_follower_whose_cluster_goes_says_so(environment, head, tmp_path):
+    """The last test here: it ends the dashboard, and with it the head node."""
+    arguments = ("--entrypoint-resources", "nowhere=1", "--", "config")
+    command = ["cacovid", "submit", "--working-dir", str(tmp_path), *arguments]
+    follower = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert follower.stdout is not None
+    assert "Ctrl-C ends the following alone" in follower.stdout.readline()
+    assert "waiting for resources" in follower.stdout.readline()
+    for process in head.process.children(recursive=True):
+        if "dashboard/dashboard.py" in " ".join(process.cmdline()):
+            process.kill()
+    _, stderr = follower.communicate(timeout=60)
+    assert follower.returncode == 2
+    (line,) = stderr.splitlines()
+    assert re.search(r"lost the (log of job raysubmit_\w+|Ray cluster) at", line)
