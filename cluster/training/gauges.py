@@ -7,17 +7,20 @@ All gauges are set again each second: Ray forgets those that are not within half
 See docs/observability.md for the table, cluster/deploy/grafana for dashboards.
 """
 
+import logging
 import threading
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
+from ray.util.client import ray as client
 from ray.util.metrics import Counter, Gauge
 
 from actors.death import Reason
 from actors.pool import RolloutPool
 from actors.pool_state import PoolState
 
+logger = logging.getLogger(__name__)
 REFRESH_SECONDS = 1.0
 STEP_GAUGES = {  # by field of a step's row
     "epoch": ("epoch", "passes through the questions"),
@@ -126,6 +129,8 @@ class Gauges:
         self._counted[key] = total
 
     def __enter__(self) -> Self:
+        if client.is_connected():
+            logger.warning("a driver that is connected by ray:// has no metrics port: Prometheus gets no figures of it")
         self._show()
         self._thread.start()
         return self
