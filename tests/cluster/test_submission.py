@@ -175,7 +175,7 @@ def test_documented_commands_from_the_first_submission_to_the_last_step(environm
 
     for line in documented():
         if line not in shell.ran:  # the same run again, by other ways
-            said = {"plan": "combinations", "status": "finished"}.get(line.split()[1], f"all {steps} steps are done")
+            said = {"plan": "learners needed", "status": "finished"}.get(line.split()[1], f"all {steps} steps are done")
             assert said in shell.run(line), line
     assert shell.ran == set(documented())
 
