@@ -10,13 +10,13 @@ from cacovid.methods.baselines.random_tokens import RandomTokens
 from cacovid.methods.baselines.text_cosine import TextCosine
 from cacovid.methods.baselines.uniform import UniformTokens
 from cacovid.methods.policy_method import PolicyMethod
-from cacovid.methods.protocol import Baseline, SelectionMethod, check_evidence
+from cacovid.methods.protocol import Baseline, Method, ReducingBaseline, check_evidence
 from cacovid.models.adapter import VideoLLM
 from cacovid.policy.base import CompressionPolicy
 from cacovid.policy.build import policy_for
 from cacovid.records import VideoQuestion
 
-BASELINES: dict[str, type[Baseline]] = {
+BASELINES: dict[str, type[Baseline] | type[ReducingBaseline]] = {
     DivPrune.name: DivPrune,
     TextCosine.name: TextCosine,
     UniformTokens.name: UniformTokens,
@@ -34,7 +34,7 @@ def build_methods(
     *,
     seed: int,
     selection: SelectionConfig | None = None,
-) -> list[SelectionMethod]:
+) -> list[Method]:
     """The methods of ``names``, in their order.
 
     Args:
@@ -53,7 +53,7 @@ def build_methods(
     for policy in policies.values():
         policy.check_model(video_llm.fingerprint, video_llm.hidden_size)
         policy.to(video_llm.device).eval()
-    methods: list[SelectionMethod] = []
+    methods: list[Method] = []
     for name in names:
         if name in BASELINES:
             methods.append(BASELINES[name].for_model(video_llm))
