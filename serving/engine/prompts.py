@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cacovid.config import Positions
-from cacovid.errors import UserError
+from cacovid.errors import NotDefined, UserError
 from cacovid.methods.protocol import Baseline, EvaluationCase
 from cacovid.methods.registry import BASELINES
 from cacovid.methods.selection import budget, select_tokens
@@ -177,7 +177,10 @@ class PromptBuilder:
                 raise invalid("messages", "the last user message holds no word that the model knows: ask something")
             item = VideoQuestion("", "", question, (), "", "free-form", "")
             case = EvaluationCase(item, prompt.encoded, seed=0)
-            prompt.kept = self._baselines[prompt.method].select(case, prompt.retention).cpu()
+            try:
+                prompt.kept = self._baselines[prompt.method].select(case, prompt.retention).cpu()
+            except NotDefined as error:
+                raise invalid("compression.retention", f"{error}: keep more") from error
             assert len(prompt.kept) == budget(prompt.retention, tokens)
         self._check_length(prompt)
 
