@@ -67,16 +67,16 @@ def made_case(grid: TokenGrid, width: int, device: str) -> EvaluationCase:
     return EvaluationCase(item, encoded, 0)
 
 
-def all_methods(width: int, device: str) -> list[Method]:
-    """Ours, the paper's policy where a shape of this width is known, and every baseline."""
+def all_methods(width: int, device: str, *, paper: bool) -> list[Method]:
+    """Ours, with ``paper`` the paper's policy where a shape of this width is known, and every baseline."""
     ours = build_policy(PolicyConfig(), width, seed=0).to(device).eval()
     methods: list[Method] = [PolicyMethod(OURS, ours, SelectionConfig())]
-    for shape in known_backbones().values():
+    for shape in known_backbones().values() if paper else ():
         text = shape.config["text_config"]
         if text["model_type"] == "qwen2" and text["hidden_size"] == width:
             layer = NonCausalLayer.from_spec(LayerSpec(model_type="qwen2", text_config={**text, "vocab_size": 1}))
-            paper = build_policy(PolicyConfig(kind="paper"), width, layer, seed=0).to(device).eval()
-            methods.append(PolicyMethod(PAPER, paper, SelectionConfig()))
+            theirs = build_policy(PolicyConfig(kind="paper"), width, layer, seed=0).to(device).eval()
+            methods.append(PolicyMethod(PAPER, theirs, SelectionConfig()))
             break
     for baseline in BASELINES.values():
         if issubclass(baseline, InsideBaseline):
@@ -95,10 +95,12 @@ def run(method: Method, case: EvaluationCase, retention: float, device: str) -> 
         torch.cuda.synchronize()
 
 
-def measure(grid: TokenGrid, width: int, retention: float, rounds: int, device: str) -> dict[str, tuple[float, ...]]:
+def measure(
+    grid: TokenGrid, width: int, retention: float, rounds: int, device: str, *, paper: bool = False
+) -> dict[str, tuple[float, ...]]:
     """Seconds of each method that is defined, in each round; the policies first."""
     case, sides = made_case(grid, width, device), {}
-    for method in all_methods(width, device):
+    for method in all_methods(width, device, paper=paper):
         work: Callable[[], None] = partial(run, method, case, retention, device)
         try:
             work()  # warm-up
@@ -115,13 +117,16 @@ def main(
     retention: Annotated[float, typer.Option(help="share of the tokens to keep")] = 0.1,
     rounds: Annotated[int, typer.Option(min=1, help="in which all methods take turns")] = 3,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    paper: Annotated[
+        bool, typer.Option("--paper", help="the paper's policy too: half a minute a run on a CPU")
+    ] = False,
     frames: Annotated[int, typer.Option(min=1)] = 32,
     side: Annotated[int, typer.Option(min=1, help="rows and columns of a frame's tokens")] = 14,
 ) -> None:
     """Compression time of all methods side by side."""
     grid = TokenGrid(frames, side, side)
     for each in width or [896, 3584]:
-        times = measure(grid, each, retention, rounds, device)
+        times = measure(grid, each, retention, rounds, device, paper=paper)
         rows = []
         for name, taken in times.items():
             ratio = Spread.of(other / own for own, other in zip(times[OURS], taken, strict=True))

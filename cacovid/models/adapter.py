@@ -4,7 +4,7 @@
     VideoFeatures + prompt -> encode -> Encoded   once a question
     Encoded + keep (B, k) -> pack -> first_logits or generate   as often as there are combinations
 
-A family's file supplies what differs: how its tower is run (:meth:`VideoLLM._run_tower`, ``_tower``), its position
+A family's file supplies what differs: how its tower is run (:meth:`VideoLLM._run_tower`), its position
 ids (:meth:`VideoLLM._positions`) and how rows are injected (:meth:`VideoLLM._injection`). Compression uses
 transformers' own injection point ``mm_encoder_outputs``; no model code is patched or copied.
 
@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -96,9 +96,12 @@ class VideoLLM(ABC):
     def _run_tower(self, inputs: Mapping[str, Any], placeholder: str, fps: float) -> VideoFeatures:
         """Vision tower and projector on the processor's output for one clip."""
 
-    @abstractmethod
-    def _tower(self) -> tuple[Any, Any]:
-        """The vision tower (a PreTrainedModel) and the attention module of its layer that the projector reads."""
+    def _tower(self) -> tuple[Any, Any] | None:
+        """The vision tower (a PreTrainedModel) and the attention module of its layer that the projector reads.
+
+        None where it cannot be listened to: methods that need the tower's attention are then not defined.
+        """
+        return None
 
     def _pool_patches(self, patches: Tensor, grid: TokenGrid) -> Tensor:
         """(N, d) float32: what ``patches`` (T, P, d), in the tower's order, are as tokens."""
@@ -152,11 +155,19 @@ class VideoLLM(ABC):
         inputs, placeholder = self.preprocess(frames, fps)
         # A caller's inference mode would make tensors that a policy could not learn from.
         with torch.inference_mode(False), torch.no_grad():
-            run = self._run_watched if tower_attention else self._run_tower
-            return run(inputs, placeholder, fps).to(self.device, self.dtype)
+            watched = self._tower() if tower_attention else None
+            if watched is None:
+                return self._run_tower(inputs, placeholder, fps).to(self.device, self.dtype)
+            return self._run_watched(*watched, inputs, placeholder, fps).to(self.device, self.dtype)
 
-    def _run_watched(self, inputs: Mapping[str, Any], placeholder: str, fps: float) -> VideoFeatures:
-        tower, module = self._tower()
+    def _run_watched(
+        self,
+        tower: Any,  # noqa: ANN401
+        module: nn.Module,
+        inputs: Mapping[str, Any],
+        placeholder: str,
+        fps: float,
+    ) -> VideoFeatures:
         recorder = Recorder()
         with listening(tower, {module: recorder}):
             clip = self._run_tower(inputs, placeholder, fps)

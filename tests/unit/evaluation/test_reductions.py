@@ -144,3 +144,26 @@ def test_the_towers_attention_is_recorded_for_methods_that_need_it(tmp_path: Pat
     assert both.row("first", 0.5) == plain.row("first", 0.5)
     assert len(list(tmp_path.glob("*.arrow"))) == 2
     assert evaluate(reader, [First(), Looked()], questions(folder), (0.5,)) == both
+
+
+def test_the_documented_method_of_ones_own_works(folder: Path, llm: VideoLLM) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "methods.md").read_text()
+    scope: dict[str, type] = {}
+    exec(compile(text.split("```python")[1].split("```")[0], "docs/methods.md", "exec"), scope)
+    result = run(llm, [scope["Brightest"]()], questions(folder))
+    assert result.row("brightest", 0.1).mean_share == 3 / 36
+
+
+def test_a_method_that_is_nowhere_defined_still_has_its_place_in_reports(
+    tmp_path: Path, folder: Path, llm: VideoLLM
+) -> None:
+    class Never:
+        name = "never"
+
+        def reduce(self, case: EvaluationCase, retention: float) -> Reduction:
+            raise NotDefined("for no model")
+
+    result = evaluate(ItemReader(llm, 4), [First(), Never()], questions(folder), (0.5, 0.1))
+    assert result.methods == ["first", "never"]
+    write_report(result, tmp_path)
+    assert "| never | n. d. | n. d. |" in (tmp_path / "results.md").read_text()

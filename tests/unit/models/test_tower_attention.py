@@ -84,3 +84,12 @@ def test_weights_are_those_of_eager_attention(tmp_path: Path) -> None:
     received = output.attentions[-1].mean(dim=(1, 2)).view(8, 3, 2, 3, 2).mean(dim=(2, 4)).flatten()
     assert clip.tower is not None
     torch.testing.assert_close(clip.tower.received, received)
+
+
+def test_a_family_whose_tower_cannot_be_listened_to_records_nothing(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(subject.llm), "_tower", lambda _: None)
+    clip = subject.llm.watch(subject.frames, fps=FPS, tower_attention=True)
+    assert clip.tower is None
+    assert torch.equal(clip.features, subject.clip.features)
