@@ -1,60 +1,47 @@
 """Every method at every retention ratio on the same questions, with the same budgets.
 
-    item ──reader──► case ──all tokens─────────────────────────────────► reward ──► full accuracy
-                       └──each ratio: every method's reduction──batches──► rewards ──► accuracy, shares, recall
-                       └──methods that score tokens────────────────────────────────► question-awareness
+    item ──reader──► case ──question──► answers of all methods, or why there are none ──► sums ──► EvaluationResult
 
-An item is decoded and encoded once. Selections of equally many tokens are answered in one batch, and
-tokens that several methods agree on are answered once; merged rows and steps within the LLM are answered
-alone. Nothing of an item counts before all of it is measured; the sums become an ``EvaluationResult``,
-which ``reports`` writes.
-
-Shape legend: N video tokens, k retained tokens, M distinct selections of one size.
+An item is decoded and encoded once. Nothing of an item counts before all of it is measured; ``reports`` writes the
+result.
 """
 
-import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
-
-from cacovid.answering.scoring import score, score_reduction
 from cacovid.data.reader import ItemReader
 from cacovid.data.skipped import SkippedItems
-from cacovid.errors import BadItem, NotDefined, UserError
-from cacovid.evaluation.awareness import question_awareness
+from cacovid.errors import BadItem, UserError
+from cacovid.evaluation.question import Answer, Cell, Measured, measure_question
 from cacovid.evaluation.result import EvaluationResult, Row, Undefined
 from cacovid.evaluation.statistics import Tally
 from cacovid.methods.policy_method import PolicyMethod
-from cacovid.methods.protocol import EvaluationCase, Method, ScoringMethod, TrainingFree, reduction_by
+from cacovid.methods.protocol import EvaluationCase, Method, TrainingFree
 from cacovid.methods.registry import UNTRAINED
 from cacovid.methods.selection import budget
-from cacovid.models.reduction import Reduction
 from cacovid.records import VideoQuestion
 
 Progress = Callable[[int, int], None]  # items done, items in all
-Cell = tuple[str, float]  # method, retention
-
-
-@dataclass
-class _Answer:
-    """What one method's reduction of one question was worth."""
-
-    reward: float
-    recall: float | None  # of the evidence; None without evidence, or where not all kept tokens are the clip's own
-    input_share: float
-    mean_share: float
-    seconds: float
 
 
 @dataclass
 class _Totals:
     full: Tally = field(default_factory=Tally)
-    answers: dict[Cell, list[tuple[str, _Answer]]] = field(default_factory=lambda: defaultdict(list))  # by video
+    answers: dict[Cell, list[tuple[str, Answer]]] = field(default_factory=lambda: defaultdict(list))  # by video
     reasons: dict[Cell, list[str]] = field(default_factory=lambda: defaultdict(list))
     awareness: dict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
+
+    def add(self, video: str, measured: Measured) -> None:
+        """Take in one question about ``video``."""
+        self.full.add(measured.full, video)
+        for cell, answer in measured.answers.items():
+            self.answers[cell].append((video, answer))
+        for cell, reason in measured.reasons.items():
+            self.reasons[cell].append(reason)
+        for name, area in measured.awareness.items():
+            if area is not None:
+                self.awareness[name].add(area, video)
 
 
 def evaluate(
@@ -90,12 +77,14 @@ def evaluate(
     totals = _Totals()
     for done, item in enumerate(items, start=1):
         try:
-            _measure(reader, methods, EvaluationCase(item, reader.encode(item), seed), ratios, totals)
+            case = EvaluationCase(item, reader.encode(item), seed)
+            measured = measure_question(reader.video_llm, methods, case, ratios)
         except BadItem as error:
             if skipped is None:
                 raise
             skipped.add(item.id, item.video, str(error))
         else:
+            totals.add(item.video, measured)
             if skipped is not None:
                 skipped.use()
         if progress is not None:
@@ -116,96 +105,7 @@ def check_retentions(retentions: Sequence[float]) -> list[float]:
     return sorted(set(retentions), reverse=True)
 
 
-def _measure(
-    reader: ItemReader,
-    methods: Sequence[Method],
-    case: EvaluationCase,
-    ratios: Sequence[float],
-    totals: _Totals,
-) -> None:
-    """One item; nothing is counted if it turns out to be unusable."""
-    evidence = frozenset(case.evidence())
-    full = _rewards(reader, case, torch.arange(case.input.grid.tokens)[None])[0]
-    answers: dict[Cell, _Answer] = {}
-    reasons: dict[Cell, str] = {}
-    for ratio in ratios:
-        if case.budget(ratio) == case.input.grid.tokens:  # nothing to select
-            recall = 1.0 if evidence else None
-            answers |= {(method.name, ratio): _Answer(full, recall, 1.0, 1.0, 0.0) for method in methods}
-            continue
-        found, undefined = _reductions(methods, case, ratio)
-        reasons |= {(name, ratio): reason for name, reason in undefined.items()}
-        answered, undefined = _answers(reader, case, {name: reduction for name, (reduction, _) in found.items()})
-        reasons |= {(name, ratio): reason for name, reason in undefined.items()}
-        for name, (reward, tokens) in answered.items():
-            reduction, seconds = found[name]
-            kept = evidence & set(reduction.keep.tolist())
-            recall = len(kept) / len(evidence) if evidence and reduction.selects else None
-            shares = tokens[0] / case.input.grid.tokens, sum(tokens) / len(tokens) / case.input.grid.tokens
-            answers[name, ratio] = _Answer(reward, recall, *shares, seconds)
-    awareness = [
-        (method.name, question_awareness(case, method.token_scores(case)))
-        for method in methods
-        if isinstance(method, ScoringMethod)
-    ]
-    video = case.item.video
-    totals.full.add(full, video)
-    for cell, answer in answers.items():
-        totals.answers[cell].append((video, answer))
-    for cell, reason in reasons.items():
-        totals.reasons[cell].append(reason)
-    for name, area in awareness:
-        if area is not None:
-            totals.awareness[name].add(area, video)
-
-
-def _reductions(
-    methods: Sequence[Method], case: EvaluationCase, ratio: float
-) -> tuple[dict[str, tuple[Reduction, float]], dict[str, str]]:
-    """By method: its reduction and the seconds it took, or why it has none."""
-    found: dict[str, tuple[Reduction, float]] = {}
-    undefined: dict[str, str] = {}
-    for method in methods:
-        fresh = replace(case)  # what was computed at another ratio would make the time look too short
-        started = time.perf_counter()
-        try:
-            found[method.name] = reduction_by(method, fresh, ratio), time.perf_counter() - started
-        except NotDefined as error:
-            undefined[method.name] = str(error)
-    return found, undefined
-
-
-def _answers(
-    reader: ItemReader, case: EvaluationCase, reductions: dict[str, Reduction]
-) -> tuple[dict[str, tuple[float, list[int]]], dict[str, str]]:
-    """By method: its reward and the tokens at each LLM layer, or why it has none."""
-    answered: dict[str, tuple[float, list[int]]] = {}
-    undefined: dict[str, str] = {}
-    by_size: dict[int, list[str]] = defaultdict(list)
-    for name, reduction in reductions.items():
-        if reduction.selects:
-            by_size[len(reduction.keep)].append(name)
-            continue
-        try:
-            scores, tokens = score_reduction(reader.video_llm, case.encoded, case.item, reduction)
-        except NotDefined as error:
-            undefined[name] = str(error)
-        else:
-            answered[name] = float(scores.reward[0]), tokens
-    for size, names in by_size.items():
-        rewards = _rewards(reader, case, torch.stack([reductions[name].keep for name in names]))
-        answered |= {name: (reward, [size]) for name, reward in zip(names, rewards, strict=True)}
-    return answered, undefined
-
-
-def _rewards(reader: ItemReader, case: EvaluationCase, keep: Tensor) -> list[float]:
-    """Rewards of (M, k) selections; equal ones are answered once."""
-    distinct, place = keep.unique(dim=0, return_inverse=True)
-    scores = score(reader.video_llm, case.encoded, case.item, distinct.to(reader.video_llm.device))
-    return [float(value) for value in scores.reward[place]]
-
-
-def _row(method: str, ratio: float, answers: Sequence[tuple[str, _Answer]]) -> Row:
+def _row(method: str, ratio: float, answers: Sequence[tuple[str, Answer]]) -> Row:
     accuracy, recall, before, mean, seconds = (Tally() for _ in range(5))
     for video, answer in answers:
         accuracy.add(answer.reward, video)

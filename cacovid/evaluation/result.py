@@ -11,7 +11,9 @@ class Row:
     retention: float
     accuracy: float  # mean reward; share of right answers where rewards are 0 or 1
     stderr: float  # of the accuracy, clustered by video
-    evidence_recall: float | None  # mean share of evidence tokens kept; None without evidence
+    evidence_recall: (
+        float | None
+    )  # mean share of evidence tokens kept; None without, and of methods that merge or act in the LLM
     n: int  # questions
     input_share: float  # mean share of the video tokens that enter the LLM
     mean_share: float  # the same as average over the LLM's layers: methods compare at equal ones

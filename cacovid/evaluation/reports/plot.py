@@ -83,7 +83,7 @@ def _lines(axes: Any, result: EvaluationResult, height: Callable[[Row], float | 
     for method, style in _styled(result):
         rows = [row for row in result.rows if row.method == method and height(row) is not None]
         axes.errorbar(
-            [row.retention for row in rows],
+            [row.mean_share for row in rows],
             [height(row) for row in rows],
             yerr=[row.stderr for row in rows] if errors else None,
             label=method,
@@ -115,7 +115,7 @@ def _finish(axes: Any, result: EvaluationResult) -> None:  # noqa: ANN401
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_xlabel("video tokens kept")
+    axes.set_xlabel("video tokens kept, average over the LLM's layers")
     axes.set_ylim(top=1.03)
     axes.tick_params(labelsize=9)
     axes.grid(visible=True, color="#e4e4e4", linewidth=0.7)
