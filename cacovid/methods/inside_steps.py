@@ -7,7 +7,7 @@ from cacovid.methods.protocol import EvaluationCase, ReducingBaseline
 from cacovid.methods.selection import top_tokens
 from cacovid.methods.sharing import Stages, cut_layer, stages
 from cacovid.models.adapter import VideoLLM
-from cacovid.models.inside import LayerView
+from cacovid.models.layer_view import LayerView
 from cacovid.models.reduction import Merge
 
 

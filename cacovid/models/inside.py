@@ -5,7 +5,7 @@
 Text columns and original positions stay. What the first pass over the prompt decided holds for later ones, so that
 answering without a cache gives what answering with one does.
 
-Shape legend: S columns of the compressed prompt, n video tokens left, D width, H heads, Q queries.
+Shape legend: S columns of the compressed prompt, k tokens that enter the LLM, n left at a layer, B batch, D width.
 """
 
 from collections.abc import Iterator
@@ -19,40 +19,10 @@ from torch import Tensor
 from cacovid.errors import NotDefined
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.encoded import Encoded
-from cacovid.models.listening import attention_weights, listening
+from cacovid.models.layer_view import LayerView
+from cacovid.models.listening import listening
 from cacovid.models.packing import kept_columns
 from cacovid.models.reduction import Inside, Merge, Reduction
-
-
-@dataclass(frozen=True, eq=False)
-class LayerView:
-    """What a step may look at before an LLM layer."""
-
-    layer: int  # that the tokens are about to enter, from 1
-    layers: int
-    tokens: Tensor  # (n,) int64 ascending grid indices on the CPU
-    hidden: Tensor  # (n, D)
-    counts: tuple[int, ...]  # video tokens at layers 0 .. layer - 1
-    _columns: Tensor  # (n,) places of the tokens among the columns of the layer before
-    _heard: tuple[Tensor, Tensor, float]  # its queries, keys, scale
-
-    def last_query(self) -> Tensor:
-        """(n,) float32 on the CPU: attention of the last prompt column in the layer before, mean over heads."""
-        query, key, scale = self._heard
-        weights = attention_weights(query[0, :, -1:], key[0], scale)[:, 0]
-        return weights.mean(dim=0).cpu()[self._columns]
-
-    def text_queries(self) -> Tensor:
-        """(n,) float32 on the CPU: most attention of a head and a text column behind the video, in the layer before."""
-        query, key, scale = self._heard
-        first = int(self._columns[-1]) + 1
-        rows = torch.arange(first, query.shape[2], device=query.device)
-        scores = (
-            query[0][:, rows] @ key[0].repeat_interleave(query.shape[1] // key.shape[1], 0).transpose(1, 2)
-        ).float()
-        later = torch.arange(key.shape[2], device=query.device)[None, :] > rows[:, None]
-        weights = torch.softmax((scores * scale).masked_fill(later, -torch.inf), dim=-1)
-        return weights.amax(dim=(0, 1)).cpu()[self._columns]
 
 
 @contextmanager

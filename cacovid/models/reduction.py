@@ -10,15 +10,13 @@ Shape legend: N video tokens of a clip, k tokens that enter the LLM, n tokens le
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from cacovid.models.encoded import Encoded
-
-if TYPE_CHECKING:
-    from cacovid.models.inside import LayerView
+from cacovid.models.layer_view import LayerView
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +71,7 @@ class Merge:
 class Inside(Protocol):
     """A method's steps within the LLM; one object serves one question."""
 
-    def step(self, view: "LayerView") -> Merge | None:
+    def step(self, view: LayerView) -> Merge | None:
         """What becomes of the n tokens that reach layer ``view.layer`` (1 or later); None: they all stay.
 
         Asked once a layer, in their order, during the prompt's first pass.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class MadeView:
-    """As :class:`cacovid.models.inside.LayerView`, with the attention given."""
+    """As :class:`cacovid.models.layer_view.LayerView`, with the attention given."""
 
     layer: int
     layers: int

@@ -14,7 +14,7 @@ from cacovid.methods.inside_steps import InsideBaseline
 from cacovid.methods.protocol import EvaluationCase
 from cacovid.methods.selection import top_tokens
 from cacovid.methods.similarity import most_alike
-from cacovid.models.inside import LayerView
+from cacovid.models.layer_view import LayerView
 from cacovid.models.reduction import Merge, Reduction
 
 ALIKE = 0.6  # cosine from which a token merges

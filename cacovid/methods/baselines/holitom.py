@@ -15,7 +15,7 @@ from cacovid.methods.selection import top_tokens
 from cacovid.methods.sharing import share_out
 from cacovid.methods.similarity import density_peaks, most_alike, same_place
 from cacovid.methods.tower import tower_attention
-from cacovid.models.inside import LayerView
+from cacovid.models.layer_view import LayerView
 from cacovid.models.reduction import Merge, Reduction
 
 STILL, STILL_AT_LOW = 0.8, 0.65  # cosine above which a place stands still; the latter up to LOW

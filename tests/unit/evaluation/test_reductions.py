@@ -17,7 +17,7 @@ from cacovid.evaluation.reports.files import as_markdown, write_report
 from cacovid.evaluation.result import EvaluationResult, Row, Undefined
 from cacovid.methods.protocol import Baseline, EvaluationCase
 from cacovid.models.adapter import VideoLLM
-from cacovid.models.inside import LayerView
+from cacovid.models.layer_view import LayerView
 from cacovid.models.loading import load_video_llm
 from cacovid.models.reduction import Merge, Reduction
 from cacovid.records import VideoQuestion

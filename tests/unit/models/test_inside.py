@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from cacovid.errors import NotDefined
-from cacovid.models.inside import LayerView, answering_with
+from cacovid.models.inside import answering_with
+from cacovid.models.layer_view import LayerView
 from cacovid.models.reduction import Merge, Reduction
 from tests.support.reference_model import FLOAT32, Subject, greedy_without_cache, tiny_subject
 from tests.support.tiny_models import BUILDERS
