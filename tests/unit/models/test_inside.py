@@ -86,6 +86,16 @@ def test_dropped_columns_are_seen_by_nobody_from_their_layer_on(subject: Subject
     assert llm.model.get_decoder().config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("merges", [False, True])
+def test_equal_rows_of_a_batch_are_cut_alike(subject: Subject, merges: bool) -> None:
+    """Flash attention is given a lone prompt twice."""
+    keep = every_second(subject)[None]
+    with answering_with(subject.llm, subject.encoded, Reduction(keep[0], inside=Third(merges))):
+        alone = subject.llm.first_logits(subject.encoded, keep)
+        twice = subject.llm.first_logits(subject.encoded, keep.expand(2, -1))
+    torch.testing.assert_close(twice, alone.expand(2, -1), atol=FLOAT32, rtol=0)
+
+
 def test_steps_that_change_nothing_change_nothing(subject: Subject) -> None:
     class Idle:
         def step(self, view: LayerView) -> Merge | None:
