@@ -12,12 +12,18 @@ problem_type string       multiple choice, numerical, OCR, free-form or regressi
 source     string         the collection that the row comes from
 evidence   list<int32>    optional: token cells t*H*W + row*W + column of the asked object
 other_objects list<int32> optional: token cells of every other object
+start      double         optional: seconds into the video from which on it is watched; null: from its start
+end        double         optional: and until when; null: to its end
+duration   double         optional: seconds of the whole video, as its collection says
+group      string         optional: its collection's group of lengths, e.g. short
+question_type string      optional: its collection's kind of question
 ========== ============== ==================================================================
 
 Further columns are ignored. A wrong table is a :class:`UserError`; a wrong row is a
 :class:`BadItem`, so that a run can set it aside and go on.
 """
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -41,9 +47,12 @@ SCHEMA = pa.schema(
         *(pa.field(name, pa.string(), nullable=False) for name in ("answer", "problem_type", "source")),
         pa.field("evidence", pa.list_(pa.int32())),
         pa.field("other_objects", pa.list_(pa.int32())),
+        *(pa.field(name, pa.float64()) for name in ("start", "end", "duration")),
+        *(pa.field(name, pa.string()) for name in ("group", "question_type")),
     ]
 )
-OPTIONAL_COLUMNS = ("evidence", "other_objects")
+NEEDED_COLUMNS = tuple(field.name for field in SCHEMA if not field.nullable)
+_LISTS = tuple(field.name for field in SCHEMA if pa.types.is_list(field.type))
 
 
 def read_questions(path: str | os.PathLike[str], *, skipped: SkippedItems | None = None) -> list[VideoQuestion]:
@@ -105,7 +114,7 @@ def check_question(item: VideoQuestion) -> None:
 
     Raises:
         BadItem: an empty field, an unknown problem type, no options, an answer that is no option or
-            no number where one is needed, an evidence cell below 0.
+            no number where one is needed, an evidence cell below 0, an empty segment.
     """
     for name in ("id", "video", "question", "answer"):
         if not getattr(item, name).strip():
@@ -118,6 +127,7 @@ def check_question(item: VideoQuestion) -> None:
         _check_choice(item)
     elif item.problem_type in ("numerical", "regression"):
         _check_number(item)
+    _check_seconds(item)
     if any(cell < 0 for cell in (*item.evidence, *item.other_objects)):
         raise BadItem(f"question {item.id!r}: a token cell is negative; cells count from 0")
 
@@ -134,6 +144,15 @@ def _check_choice(item: VideoQuestion) -> None:
         )
 
 
+def _check_seconds(item: VideoQuestion) -> None:
+    if item.duration is not None and not 0 < item.duration < math.inf:
+        raise BadItem(f"question {item.id!r}: duration is {item.duration} s; give a positive number or null")
+    if not 0 <= (item.start or 0.0) < (math.inf if item.end is None else item.end):
+        raise BadItem(
+            f"question {item.id!r}: the segment from {item.start} to {item.end} s is empty; correct start and end"
+        )
+
+
 def _check_number(item: VideoQuestion) -> None:
     if parse_number(final_answer(item.answer)) is None:
         raise BadItem(
@@ -144,7 +163,7 @@ def _check_number(item: VideoQuestion) -> None:
 
 def _read_table(path: Path) -> pa.Table:
     if not path.is_file():
-        raise UserError(f"no question table at {path}; give a Parquet file with columns {', '.join(SCHEMA.names[:7])}")
+        raise UserError(f"no question table at {path}; give a Parquet file with columns {', '.join(NEEDED_COLUMNS)}")
     try:
         # Only the wanted columns are read: a further column of any type does not matter.
         names = set(pq.read_schema(path).names)
@@ -155,9 +174,9 @@ def _read_table(path: Path) -> pa.Table:
 
 
 def _check_columns(schema: pa.Schema, path: Path) -> None:
-    missing = [name for name in SCHEMA.names if name not in schema.names and name not in OPTIONAL_COLUMNS]
+    missing = [name for name in NEEDED_COLUMNS if name not in schema.names]
     if missing:
-        raise UserError(f"{path} lacks the columns {', '.join(missing)}; needed are {', '.join(SCHEMA.names[:7])}")
+        raise UserError(f"{path} lacks the columns {', '.join(missing)}; needed are {', '.join(NEEDED_COLUMNS)}")
     for field in SCHEMA:
         if field.name in schema.names and not _compatible(schema.field(field.name).type, field.type):
             found = schema.field(field.name).type
@@ -174,16 +193,20 @@ def _compatible(found: pa.DataType, wanted: pa.DataType) -> bool:
             return False
         # An all-empty column is written as list<null> by pandas.
         return pa.types.is_null(found.value_type) or _compatible(found.value_type, wanted.value_type)
+    if pa.types.is_null(found) and wanted in (pa.float64(), pa.string()):
+        return True  # an optional column without a value
+    if pa.types.is_floating(wanted):
+        return bool(pa.types.is_floating(found) or pa.types.is_integer(found))
     if pa.types.is_string(wanted):
         return bool(pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found))
     return bool(pa.types.is_integer(found))
 
 
 def _parse_row(row: Mapping[str, Any], number: int, table_path: Path) -> VideoQuestion:
-    for name in SCHEMA.names:
-        if name not in OPTIONAL_COLUMNS and row[name] is None:
+    for name in NEEDED_COLUMNS:
+        if row[name] is None:
             raise BadItem(f"row {number} of {table_path}: {name} is null; fill it")
-    for name in ("options", *OPTIONAL_COLUMNS):
+    for name in _LISTS:
         if any(value is None for value in row.get(name) or ()):
             raise BadItem(f"row {number} of {table_path}: {name} holds a null; remove it")
     video = Path(row["video"])
@@ -199,4 +222,14 @@ def _parse_row(row: Mapping[str, Any], number: int, table_path: Path) -> VideoQu
         source=row["source"],
         evidence=tuple(row.get("evidence") or ()),
         other_objects=tuple(row.get("other_objects") or ()),
+        start=_seconds(row.get("start")),
+        end=_seconds(row.get("end")),
+        duration=_seconds(row.get("duration")),
+        group=row.get("group") or "",
+        question_type=row.get("question_type") or "",
     )
+
+
+def _seconds(value: float | None) -> float | None:
+    """NaN is what pandas makes of a missing number."""
+    return None if value is None or math.isnan(value) else float(value)
