@@ -1,4 +1,4 @@
-"""``cacovid data``: look at, check and filter question tables."""
+"""``cacovid data``: import, look at, check and filter question tables."""
 
 from collections import Counter
 from functools import partial
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SHOWN_REASONS = 10
 
-app = typer.Typer(help="Look at, check and filter question tables.", no_args_is_help=True)
+app = typer.Typer(help="Import, look at, check and filter question tables.", no_args_is_help=True)
 
 TableFile = Annotated[Path, typer.Argument(metavar="TABLE", help="Parquet table of questions")]
 
@@ -48,6 +48,38 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command("import")
+def import_collection(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="collection; a wrong name lists all")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="its JSON or Parquet file, or a folder of them")],
+    out: Annotated[Path, typer.Option(help="Parquet table to write; rejected rows go beside it")],
+    videos: Annotated[Path | None, typer.Option(help="folder of its videos; default: that of PATH")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the output table")] = False,
+) -> None:
+    """Bring a public collection into a table: every row is imported, or listed with its reason."""
+    _free(out, overwrite)
+    from cacovid.data.importers.run import import_questions, rejected_file
+
+    imported = import_questions(kind, path, out, videos)
+    reasons = ", ".join(f"{reason} ({count})" for reason, count in imported.rejected.most_common())
+    rejected = f", {imported.rejected.total()} rejected: {reasons}" if reasons else ", none rejected"
+    missing = f" ({imported.missing_videos} not found)" if imported.missing_videos else ""
+    console = Console()
+    console.print(
+        f"{imported.questions} questions on {imported.videos} videos{missing} imported{rejected}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    for written in (out, rejected_file(out)):
+        console.print(f"wrote {written}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _free(out: Path, overwrite: bool) -> None:
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} exists: choose another --out, or add --overwrite")
+
+
 @app.command()
 def show(
     table: TableFile,
@@ -56,8 +88,9 @@ def show(
 ) -> None:
     """Print the first questions of a table."""
     from cacovid.answering.prompting import format_prompt
+    from cacovid.data.question import PROBLEM_TYPES
     from cacovid.data.skipped import SkippedItems
-    from cacovid.data.table import PROBLEM_TYPES, read_questions
+    from cacovid.data.table import read_questions
 
     if problem_type not in (None, *PROBLEM_TYPES):
         raise UserError(f"problem type {problem_type!r} is unknown: choose one of {', '.join(PROBLEM_TYPES)}")
@@ -85,8 +118,7 @@ def blind_test(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the output table")] = False,
 ) -> None:
     """Drop questions that the model answers right without the video (the paper's blind test)."""
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} exists: choose another --out, or add --overwrite")
+    _free(out, overwrite)
     from cacovid.config import ModelConfig
     from cacovid.data.skipped import SkippedItems
     from cacovid.data.table import read_questions, write_questions

@@ -223,6 +223,26 @@ def test_data_show_prints_questions(
     assert "'essay' is unknown: choose one of multiple choice" in wrong
 
 
+def test_data_import_counts_what_it_rejects_and_writes_nothing_where_it_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    made = Path(__file__).parents[1] / "data/importers/fixtures/longvideobench"
+    out, other = tmp_path / "t.parquet", tmp_path / "other.parquet"
+    assert cacovid(monkeypatch, "data", "import", "longvideobench", made, "--out", out, "--videos", tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "2 questions on 2 videos (2 not found) imported, 2 rejected:" in printed
+    assert "no published answer (1)" in printed
+    assert (tmp_path / "t.rejected.jsonl").is_file()
+    again = ("data", "import", "longvideobench", made, "--out", out)
+    assert "exists" in refused(monkeypatch, capsys, *again)
+    other = tmp_path / "other.parquet"
+    assert "choose one of video-r1, video-mme" in refused(
+        monkeypatch, capsys, "data", "import", "x", made, "--out", other
+    )
+    assert "is not MVBench" in refused(monkeypatch, capsys, "data", "import", "mvbench", made, "--out", other)
+    assert not other.exists()
+
+
 def test_the_blind_test_keeps_exactly_the_questions_that_need_the_video(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
 ) -> None:

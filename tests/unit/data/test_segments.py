@@ -13,8 +13,9 @@ from PIL import Image
 from cacovid.config import DataConfig, ModelConfig
 from cacovid.data.cache import feature_key
 from cacovid.data.content import content_key
+from cacovid.data.question import check_question
 from cacovid.data.reader import ItemReader
-from cacovid.data.table import SCHEMA, check_question, read_questions, write_questions
+from cacovid.data.table import SCHEMA, read_questions, write_questions
 from cacovid.data.video import probe_video, read_frames
 from cacovid.errors import BadItem
 from cacovid.records import VideoQuestion
