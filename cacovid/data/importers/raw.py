@@ -123,7 +123,7 @@ def _json(file: Path) -> Iterator[Any]:
     place = _skip(text, 0, "[")
     array = "[" in text[:place]
     try:
-        while place < len(text) and text[place] != "]":
+        while place < len(text) and not (array and text[place] == "]"):
             value, place = decoder.raw_decode(text, place)
             yield value
             after = _skip(text, place, "," if array else "")
