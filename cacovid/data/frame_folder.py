@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from cacovid.data.pictures import Picture, check_size, held_size
+from cacovid.data.pictures import Picture, Pictures, check_size, held_size
 from cacovid.data.timeline import Timeline
 from cacovid.errors import BadItem
 
@@ -26,10 +26,11 @@ class FrameFolder:
         second = 1 / FRAMES_PER_SECOND
         self.timeline = Timeline(np.arange(len(self.files)), second, second, 0)
 
-    def pictures(self, wanted: list[int]) -> dict[int, Picture]:
+    def pictures(self, wanted: list[int]) -> Pictures:
         """The wanted pictures at the first one's size."""
         size = held_size(self.width, self.height)
-        return {tick: self._read(tick, size) for tick in dict.fromkeys(wanted)}
+        read = {tick: self._read(tick, size) for tick in dict.fromkeys(wanted)}
+        return np.stack([read[tick] for tick in wanted])
 
     def _read(self, number: int, size: tuple[int, int] | None) -> Picture:
         path = self.files[number]

@@ -10,6 +10,7 @@ from cacovid.errors import BadItem
 
 HELD_PIXELS = 2_073_600  # larger frames are scaled down to 1080p's area: no tower reads more of them
 Picture: TypeAlias = NDArray[np.uint8]  # (height, width, 3) RGB, upright
+Pictures: TypeAlias = NDArray[np.uint8]  # (n, height, width, 3)
 
 
 class Source(Protocol):
@@ -19,8 +20,8 @@ class Source(Protocol):
     width: int
     height: int
 
-    def pictures(self, wanted: list[int]) -> dict[int, Picture]:
-        """The pictures shown at the ``wanted`` ticks, all of one size."""
+    def pictures(self, wanted: list[int]) -> Pictures:
+        """The pictures shown at the ``wanted`` ticks, which ascend; an unreadable one raises BadItem."""
 
 
 def held_size(width: int, height: int) -> tuple[int, int]:

@@ -67,8 +67,7 @@ def read_frames(
     source = _open(path, max_pixels)
     watched = source.timeline.segment(start, end, path)
     wanted = watched.spread(watched.count(num_frames, fps))
-    pictures = source.pictures(wanted)
-    frames = np.stack([pictures[tick] for tick in wanted])
+    frames = source.pictures(wanted)
     seconds = tuple(watched.seconds(tick) for tick in wanted)
     return DecodedVideo(frames, seconds, watched.duration_s, len(wanted) / watched.duration_s)
 

@@ -18,8 +18,9 @@ import av.container
 import av.video.stream
 import numpy as np
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 
-from cacovid.data.pictures import Picture, check_size, held_size
+from cacovid.data.pictures import Picture, Pictures, check_size, held_size
 from cacovid.data.timeline import Timeline
 from cacovid.errors import BadItem
 
@@ -52,8 +53,8 @@ class VideoFile:
             self._index = _own_index(container, stream, path) or _scanned_index(container, stream, path)
         self.timeline = self._index.timeline
 
-    def pictures(self, wanted: list[int]) -> dict[int, Picture]:
-        """The pictures shown at the wanted ticks.
+    def pictures(self, wanted: list[int]) -> Pictures:
+        """The pictures shown at the wanted ticks, which ascend.
 
         Raises:
             BadItem: a frame that cannot be decoded.
@@ -177,28 +178,33 @@ class _SeekMissedError(Exception):
 
 def _decode_afresh(
     path: str | os.PathLike[str], max_pixels: int, index: _Index, wanted: list[int], *, seeking: bool
-) -> dict[int, Picture]:
+) -> Pictures:
     """The pictures shown at the wanted ticks, from a newly opened file (not every container rewinds).
 
     A packet without a picture of its own (second field, hidden frame) gives the next picture, at
     the end of the stream the last one.
     """
-    targets = sorted(set(wanted))
-    pictures: dict[int, Picture] = {}
+    frames: Pictures | None = None
+    filled = 0
     last: av.VideoFrame | None = None
     size: tuple[int, int] | None = None  # where the resolution changes in mid-stream, the first one holds
+    reformatter = VideoReformatter()  # one for all: it takes longer to set up than to run
     with _opened(path, max_pixels) as (container, stream):
-        for tick, frame in _shown(container, stream, index, targets, seeking):
+        for tick, frame in _shown(container, stream, index, wanted, seeking):
             last = frame
             size = size or held_size(frame.width, frame.height)
-            reached = bisect.bisect_right(targets, tick)
-            for target in targets[len(pictures) : reached]:
-                pictures[target] = _picture(frame, size, path)
+            reached = bisect.bisect_right(wanted, tick)
+            if reached > filled:
+                picture = _picture(frame, size, reformatter, path)
+                frames = np.empty((len(wanted), *picture.shape), np.uint8) if frames is None else frames
+                frames[filled:reached] = picture
+                filled = reached
         if last is None or size is None:
             raise BadItem(f"{path}: no frame could be decoded; re-encode it or drop it")
-        for target in targets[len(pictures) :]:
-            pictures[target] = _picture(last, size, path)
-    return pictures
+        picture = _picture(last, size, reformatter, path)
+    frames = np.empty((len(wanted), *picture.shape), np.uint8) if frames is None else frames
+    frames[filled:] = picture
+    return frames
 
 
 def _shown(
@@ -236,10 +242,12 @@ def _key_between(index: _Index, position: int, target: int) -> bool:
     return nearest >= 0 and index.keys[nearest] > position
 
 
-def _picture(frame: av.VideoFrame, size: tuple[int, int], path: str | os.PathLike[str]) -> Picture:
+def _picture(
+    frame: av.VideoFrame, size: tuple[int, int], reformatter: VideoReformatter, path: str | os.PathLike[str]
+) -> Picture:
     """(height, width, 3) uint8 RGB, upright."""
     width, height = size
-    picture = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray()
+    picture = reformatter.reformat(frame, width, height, format="rgb24", interpolation="AREA").to_ndarray()
     if frame.rotation % 90:
         raise BadItem(f"{path}: stored rotation of {frame.rotation} degrees; re-encode it upright")
-    return np.ascontiguousarray(np.rot90(picture, frame.rotation // 90))
+    return np.rot90(picture, frame.rotation // 90)
