@@ -201,9 +201,11 @@ def _decode_afresh(
                 filled = reached
         if last is None or size is None:
             raise BadItem(f"{path}: no frame could be decoded; re-encode it or drop it")
-        picture = _picture(last, size, reformatter, path)
-    frames = np.empty((len(wanted), *picture.shape), np.uint8) if frames is None else frames
-    frames[filled:] = picture
+        if filled < len(wanted):
+            picture = _picture(last, size, reformatter, path)
+            frames = np.empty((len(wanted), *picture.shape), np.uint8) if frames is None else frames
+            frames[filled:] = picture
+    assert frames is not None
     return frames
 
 

@@ -1,5 +1,7 @@
 """``cacovid data``: import, look at, check and filter question tables."""
 
+import json
+import os
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ from cacovid.limits import MAX_PIXELS
 from cluster.commands.progress import Progress
 
 if TYPE_CHECKING:
-    from cacovid.data.checking import CheckedTable
+    from cacovid.data.checking import TableReport
 
 SHOWN_REASONS = 10
 
@@ -29,23 +31,46 @@ def check(
     table: TableFile,
     frames: Annotated[int, typer.Option(min=1, help="frames to decode of each video")] = 8,
     max_pixels: Annotated[int, typer.Option(min=1, help="largest frame accepted, in pixels")] = MAX_PIXELS,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="evaluation table whose videos must not be in TABLE; again for more")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="decoding processes; default: one a core")] = None,
+    report: Annotated[Path | None, typer.Option(help="write all that was found here (JSON)")] = None,
     skipped: Annotated[Path | None, typer.Option(help="write unusable items here (JSON lines)")] = None,
 ) -> None:
-    """Check columns, rows and that every video decodes; exit code 1 if any item is unusable."""
+    """Check columns, rows and videos; exit code 1 if an item is unusable or a video is in an evaluation table too."""
     from cacovid.data.checking import check_table
     from cacovid.data.skipped import SkippedItems
 
     aside = SkippedItems(skipped)
     with Progress() as progress:
-        checked = check_table(table, frames, max_pixels, aside, partial(progress.show, "checking"))
-    console, reasons = progress.console, list(aside.reasons.values())
-    console.print(_summary(table, checked, aside.skipped))
-    for reason in reasons[:SHOWN_REASONS]:
-        console.print(f"unusable: {reason}", highlight=False, markup=False, soft_wrap=True)
-    if len(reasons) > SHOWN_REASONS:
-        console.print(f"... and {len(reasons) - SHOWN_REASONS} more; --skipped FILE lists them all")
-    if reasons:
+        checked = check_table(
+            table,
+            frames,
+            max_pixels,
+            aside,
+            progress.show,
+            against=against or (),
+            workers=workers or len(os.sched_getaffinity(0)),
+        )
+    console = progress.console
+    console.print(_summary(checked))
+    _list(console, [f"unusable: {reason}" for reason in aside.reasons.values()], "--skipped FILE lists them all")
+    leaks = [f"leak ({each.how}): {each.video} is {each.other} of {each.table}" for each in checked.leaked]
+    _list(console, leaks, "--report FILE lists them all")
+    if report is not None:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text(json.dumps(checked.as_json(), indent=1, ensure_ascii=False))
+        console.print(f"wrote {report}", highlight=False, markup=False, soft_wrap=True)
+    if aside.reasons or checked.leaked:
         raise typer.Exit(1)
+
+
+def _list(console: Console, lines: list[str], all_of_them: str) -> None:
+    for line in lines[:SHOWN_REASONS]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if len(lines) > SHOWN_REASONS:
+        console.print(f"... and {len(lines) - SHOWN_REASONS} more; {all_of_them}")
 
 
 @app.command("import")
@@ -143,22 +168,29 @@ def blind_test(
     progress.console.print(f"wrote {out}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _summary(table: Path, checked: "CheckedTable", unusable: int) -> Table:
-    """Counts by problem type, videos, sizes and lengths."""
-    usable, videos = checked.usable, checked.found.values()
-    types = Counter(item.problem_type for item in usable)
-    sources = Counter(item.source for item in usable)
-    shown = Table(title=escape(table.name), show_header=False)
-    shown.add_row("usable questions", str(len(usable)))
-    shown.add_row("unusable rows", str(unusable))
-    shown.add_row("videos that decode", f"{len(videos)} of {checked.videos}")
-    shown.add_row("problem types", ", ".join(f"{name} {count}" for name, count in types.most_common()) or "-")
-    shown.add_row("sources", escape(", ".join(f"{name} {count}" for name, count in sources.most_common(8))) or "-")
+def _summary(report: "TableReport") -> Table:
+    """Counts by column, videos, sizes, lengths and what stands twice."""
+    videos = report.videos.values()
+    shown = Table(title=escape(Path(report.table).name), show_header=False)
+    shown.add_row("usable questions", str(report.usable))
+    shown.add_row("unusable rows", str(len(report.unusable)))
+    shown.add_row("videos that decode", f"{len(videos)} of {len(videos) + len(report.unreadable)}")
+    for name, counts in report.counts.items():
+        if counts:
+            shown.add_row(
+                f"by {name}", escape(", ".join(f"{value} {count}" for value, count in Counter(counts).most_common(8)))
+            )
     if videos:
         lengths = sorted(video.duration_s for video in videos)
         sizes = Counter(f"{video.width}x{video.height}" for video in videos)
         middle = lengths[len(lengths) // 2]
         shown.add_row("seconds", f"{lengths[0]:.1f} to {lengths[-1]:.1f}, median {middle:.1f}")
         shown.add_row("frame sizes", ", ".join(f"{size} ({count})" for size, count in sizes.most_common(5)))
-    shown.add_row("with evidence", str(sum(bool(item.evidence) for item in usable)))
+    shown.add_row("with evidence", str(report.with_evidence))
+    shown.add_row("about a segment", f"{report.segments}, {len(report.ends_behind)} of them end behind the video")
+    shown.add_row("stated duration differs", f"{len(report.durations_apart)} videos")
+    shown.add_row("questions that repeat", str(sum(len(ids) - 1 for ids in report.same_questions)))
+    repeats = Counter(each.how for each in report.repeated)
+    shown.add_row("pairs of equal videos", ", ".join(f"{how} {count}" for how, count in repeats.items()) or "none")
+    shown.add_row("in an evaluation table", f"{len({each.video for each in report.leaked})} videos")
     return shown

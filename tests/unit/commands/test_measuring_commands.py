@@ -212,6 +212,17 @@ def test_data_check_counts_and_names_what_is_unusable(
     assert {json.loads(line)["id"] for line in listed.read_text().splitlines()} == {"q0", "r0"}
 
 
+def test_data_check_reports_evaluation_videos_in_the_training_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    table, report = folder / "table.parquet", tmp_path / "report.json"
+    assert cacovid(monkeypatch, "data", "check", table, "--against", table, "--report", report) == 1
+    printed = capsys.readouterr().out
+    assert "leak (same file)" in printed
+    assert "3 videos" in printed
+    assert len(json.loads(report.read_text())["leaked"]) == 3
+
+
 def test_data_show_prints_questions(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
