@@ -26,6 +26,7 @@ Further columns are ignored. A wrong table is a :class:`UserError`; a wrong row 
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -116,16 +117,29 @@ def _resolved(folder: Path) -> Path:
     return folder.resolve()
 
 
+def count_rows(path: str | os.PathLike[str]) -> int:
+    """Rows of a table, usable or not. Raises UserError as :func:`stream_questions`."""
+    with _opened(Path(path)) as file:
+        rows: int = file.metadata.num_rows
+        return rows
+
+
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
     """The rows as written, wanted columns alone: a further column of any type does not matter."""
+    with _opened(path) as file:
+        columns = [name for name in SCHEMA.names if name in file.schema_arrow.names]
+        for batch in file.iter_batches(READ_ROWS, columns=columns):
+            yield from batch.to_pylist()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     if not path.is_file():
         raise UserError(f"no question table at {path}; give a Parquet file with columns {', '.join(NEEDED_COLUMNS)}")
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
             _check_columns(file.schema_arrow, path)
-            columns = [name for name in SCHEMA.names if name in file.schema_arrow.names]
-            for batch in file.iter_batches(READ_ROWS, columns=columns):
-                yield from batch.to_pylist()
+            yield file
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} is not a readable Parquet table ({reason}); write it with pyarrow or pandas") from None

@@ -3,7 +3,6 @@
 import json
 import os
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +13,9 @@ from rich.table import Table
 
 from cacovid.errors import UserError
 from cacovid.limits import MAX_PIXELS
+from cluster.commands.blind_test import blind_test
 from cluster.commands.progress import Progress
+from cluster.commands.shared import free
 
 if TYPE_CHECKING:
     from cacovid.data.checking import TableReport
@@ -82,7 +83,7 @@ def import_collection(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the output table")] = False,
 ) -> None:
     """Bring a public collection into a table: every row is imported, or listed with its reason."""
-    _free(out, overwrite)
+    free(out, overwrite)
     from cacovid.data.importers.run import import_questions, rejected_file
 
     imported = import_questions(kind, path, out, videos)
@@ -98,11 +99,6 @@ def import_collection(
     )
     for written in (out, rejected_file(out)):
         console.print(f"wrote {written}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _free(out: Path, overwrite: bool) -> None:
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} exists: choose another --out, or add --overwrite")
 
 
 @app.command()
@@ -132,40 +128,7 @@ def show(
     console.print(f"{min(rows, len(items))} of {len(items)} questions", highlight=False)
 
 
-@app.command("blind-test")
-def blind_test(
-    table: TableFile,
-    out: Annotated[Path, typer.Option(help="Parquet table of the questions that need the video")],
-    model: Annotated[str, typer.Option(help="'embedded', a folder or a hub id")] = "embedded",
-    instruction: Annotated[str, typer.Option(help="line appended to multiple-choice prompts")] = "",
-    right_from: Annotated[float, typer.Option(min=0, max=1, help="reward from which an answer counts as right")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="longest answer that is not multiple choice")] = 32,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the output table")] = False,
-) -> None:
-    """Drop questions that the model answers right without the video (the paper's blind test)."""
-    _free(out, overwrite)
-    from cacovid.config import ModelConfig
-    from cacovid.data.skipped import SkippedItems
-    from cacovid.data.table import read_questions, write_questions
-    from cacovid.evaluation import blind
-    from cacovid.models.loading import load_video_llm
-
-    aside = SkippedItems(None)
-    items = read_questions(table, skipped=aside)
-    video_llm = load_video_llm(ModelConfig(path=model, max_new_tokens=max_new_tokens))
-    with Progress() as progress:
-        asking = partial(progress.show, "asking")
-        needed, guessed = blind.blind_test(video_llm, items, instruction, right_from, aside, asking)
-    if not needed:
-        raise UserError(f"all {len(guessed)} questions are answered right without a video: nothing to train on")
-    write_questions(out, needed)
-    share = len(guessed) / (len(guessed) + len(needed))
-    progress.console.print(
-        f"{len(guessed)} questions ({100 * share:.1f} %) answered right without the video were dropped, "
-        f"{aside.skipped} were unusable, {len(needed)} remain",
-        highlight=False,
-    )
-    progress.console.print(f"wrote {out}", highlight=False, markup=False, soft_wrap=True)
+app.command("blind-test")(blind_test)
 
 
 def _summary(report: "TableReport") -> Table:

@@ -18,7 +18,9 @@ from cacovid.config import ModelConfig, TrainConfig
 from cacovid.data.table import read_questions, write_questions
 from cacovid.embedded.items import first_clips
 from cacovid.errors import UserError
+from cacovid.evaluation import blind
 from cacovid.evaluation.blind import blind_reward
+from cacovid.models.adapter import VideoLLM
 from cacovid.models.loading import load_video_llm
 from cacovid.policy.base import CompressionPolicy
 from cacovid.policy.build import policy_for
@@ -268,6 +270,33 @@ def test_the_blind_test_keeps_exactly_the_questions_that_need_the_video(
     assert [item.id for item in kept] == expected
     assert all(Path(item.video).is_file() for item in kept)
     assert "exists" in refused(monkeypatch, capsys, *arguments)
+
+
+def test_a_blind_test_that_was_killed_goes_on_where_it_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    whole, cut = tmp_path / "whole.parquet", tmp_path / "cut.parquet"
+    arguments = ("data", "blind-test", folder / "table.parquet", "--model", folder / "model", "--out")
+    assert cacovid(monkeypatch, *arguments, whole) == 0
+    lines = (tmp_path / "whole.answers.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == 1 + 6
+    log = tmp_path / "cut.answers.jsonl"
+    log.write_text("".join(lines[:4]) + lines[4][:20])
+    asked: list[str] = []
+
+    def counted(llm: VideoLLM, item: VideoQuestion, instruction: str) -> float:
+        asked.append(item.id)
+        return blind_reward(llm, item, instruction)
+
+    monkeypatch.setattr(blind, "blind_reward", counted)
+    assert cacovid(monkeypatch, *arguments, cut) == 0
+    assert len(asked) == 3
+    assert log.read_text() == "".join(lines)
+    assert read_questions(cut) == read_questions(whole)
+    cut.unlink()
+    other = refused(monkeypatch, capsys, *arguments, cut, "--instruction", "Answer.")
+    assert "add --overwrite to begin anew" in other
+    assert cacovid(monkeypatch, *arguments, cut, "--overwrite", "--instruction", "Answer.") == 0
 
 
 def test_arguments_are_read_as_written(tmp_path: Path) -> None:
