@@ -106,17 +106,17 @@ def _own_index(
     entries = stream.index_entries
     if "mp4" not in container.format.name or not 1 < stream.frames == len(entries) or stream.start_time is None:
         return None
-    times = np.asarray([each.timestamp for each in entries], dtype=np.int64)
+    rows = [(each.timestamp, each.pos + each.size, each.is_keyframe, each.is_discard) for each in entries]
+    times, ends, keys, dropped = np.asarray(rows, dtype=np.int64).T
     step = int(times[1] - times[0])
-    if step <= 0 or (np.diff(times) != step).any() or any(each.is_discard for each in entries):
+    if step <= 0 or (np.diff(times) != step).any() or dropped.any():
         return None
-    last = max(entries, key=lambda each: each.pos)
-    if last.pos + last.size > os.path.getsize(path):
+    if ends.max() > os.path.getsize(path):
         raise _truncated(path, "its last frame lies behind its end")
-    times += stream.start_time - times[0]
-    keys = [time for time, each in zip(times.tolist(), entries, strict=True) if each.is_keyframe]
+    times = times + stream.start_time - times[0]
     tick_s = float(stream.time_base)
-    return _Index(Timeline(times, tick_s, step * tick_s, stream.start_time), keys, counted=False)
+    timeline = Timeline(times, tick_s, step * tick_s, stream.start_time)
+    return _Index(timeline, times[keys == 1].tolist(), counted=False)
 
 
 def _scanned_index(

@@ -19,6 +19,7 @@ from cluster.commands.shared import free
 
 if TYPE_CHECKING:
     from cacovid.data.checking import TableReport
+    from cacovid.records import VideoQuestion
 
 SHOWN_REASONS = 10
 
@@ -111,21 +112,31 @@ def show(
     from cacovid.answering.prompting import format_prompt
     from cacovid.data.question import PROBLEM_TYPES
     from cacovid.data.skipped import SkippedItems
-    from cacovid.data.table import read_questions
+    from cacovid.data.table import stream_questions
 
     if problem_type not in (None, *PROBLEM_TYPES):
         raise UserError(f"problem type {problem_type!r} is unknown: choose one of {', '.join(PROBLEM_TYPES)}")
-    items = read_questions(table, skipped=SkippedItems(None))
-    items = [item for item in items if problem_type in (None, item.problem_type)]
     shown = Table(show_lines=True)
     for name in ("id", "question", "answer", "type", "video", "evidence"):
         shown.add_column(name, overflow="fold")
-    for item in items[:rows]:
-        cells = (item.id, format_prompt(item), item.answer, item.problem_type, Path(item.video).name)
+    found = 0
+    for item in stream_questions(table, skipped=SkippedItems(None)):
+        found += problem_type in (None, item.problem_type)
+        if problem_type not in (None, item.problem_type) or found > rows:
+            continue
+        cells = (item.id, format_prompt(item), item.answer, item.problem_type, _clip(item))
         shown.add_row(*(escape(cell) for cell in cells), f"{len(item.evidence)} tokens" if item.evidence else "-")
     console = Console()
     console.print(shown)
-    console.print(f"{min(rows, len(items))} of {len(items)} questions", highlight=False)
+    console.print(f"{min(rows, found)} of {found} questions", highlight=False)
+
+
+def _clip(item: "VideoQuestion") -> str:
+    """The video's name, with the seconds that are watched."""
+    name = Path(item.video).name
+    if item.start is None and item.end is None:
+        return name
+    return f"{name} {item.start or 0:g}-{'' if item.end is None else f'{item.end:g}'} s"
 
 
 app.command("blind-test")(blind_test)
