@@ -10,10 +10,12 @@ DEMO := runs/demo
 setup: $(READY)
 
 # torch first and by its exact release: DeepSpeed's build looks for it.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt tests/support/s3-server.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch setuptools wheel
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/s3-server \
+		--requirement tests/support/s3-server.txt
 	touch $@
 
 # Nobody loses a trained policy by running a command again: the last run in the way moves to FOLDER.old.
@@ -35,7 +37,7 @@ test-cluster: setup
 	$(BIN)/pytest -q -m "cluster and not slow" tests/cluster --reliability-table docs/reliability.md
 
 test-cluster-long: setup
-	$(BIN)/pytest -q -m "cluster and slow" tests/cluster --reliability-table docs/reliability.md
+	$(BIN)/pytest -q -m "cluster and slow" --reliability-table docs/reliability.md
 
 test-gpu: setup
 	$(BIN)/pytest -q -m gpu

@@ -25,6 +25,7 @@ from cacovid.data.reader import ItemReader
 from cacovid.errors import BadItem
 from cacovid.evaluation.measuring import evaluate
 from cacovid.evaluation.result import EvaluationResult
+from cacovid.gpu_memory import held_bytes
 from cacovid.methods.policy_method import PolicyMethod
 from cacovid.policy.base import CompressionPolicy
 from cacovid.policy.build import policy_for
@@ -91,6 +92,7 @@ class RolloutEnvRunner(EnvRunner, Checkpointable):  # type: ignore[misc]
         return TaskResult(
             seconds=time.perf_counter() - started,
             encode_seconds=reader.encode_seconds - encoded_before,
+            gpu_bytes=held_bytes(),
             **outcome,
         )
 

@@ -17,6 +17,7 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.death import Death, death_of
 from actors.env_runner import RolloutEnvRunner
 
 Done: TypeAlias = Callable[[Any, Exception | None], None]  # takes the call's value, or its error
@@ -24,6 +25,10 @@ Done: TypeAlias = Callable[[Any, Exception | None], None]  # takes the call's va
 
 class ActorLost(Exception):
     """The actor's process or its node is gone, and its calls with it."""
+
+    def __init__(self, death: Death) -> None:
+        super().__init__(death.text)
+        self.death = death
 
 
 class ActorUnreachable(Exception):
@@ -73,10 +78,8 @@ class RayCalls:
             error = future.exception()
             if isinstance(error, ray.exceptions.ActorUnavailableError):
                 done(None, ActorUnreachable(str(error)))
-            elif isinstance(error, ray.exceptions.RayActorError):
-                done(None, ActorLost(str(error)))
-            elif isinstance(error, ray.exceptions.OutOfMemoryError):  # Ray killed it, to save its node
-                done(None, ActorLost(str(error).splitlines()[0]))
+            elif isinstance(error, ray.exceptions.RayActorError | ray.exceptions.OutOfMemoryError):
+                done(None, ActorLost(death_of(error)))
             elif error is not None:
                 done(None, error if isinstance(error, Exception) else RuntimeError(str(error)))
             else:

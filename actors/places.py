@@ -11,11 +11,12 @@ autoscaler sees, and nodes without actors are those that it can release.
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from actors.death import Death, Reason
 from actors.host import ActorHost
 from actors.ledger import Failure, Job, TaskLedger, last_line
 from cacovid.config import ActorsConfig
@@ -45,6 +46,7 @@ class Actor:
     overdue: str | None = None  # why it was killed
     leaves_at: float | None = None  # its node has announced its end
     failed_loads: list[Failure] = field(default_factory=list)  # in a row
+    gpu_bytes: int = 0  # that its process held after its newest task
 
     @property
     def takes_jobs(self) -> bool:
@@ -55,6 +57,7 @@ class Actor:
         """Nobody fills the place any more."""
         self.handle = self.node = self.overdue = self.leaves_at = None
         self.ready = self.asked = False
+        self.gpu_bytes = 0
         self.jobs.clear()
         self.call_after = now + PAUSE_SECONDS
 
@@ -67,7 +70,9 @@ class Places:
         load: Lets an actor load its replica; :meth:`loaded` takes what becomes of it.
 
     Attributes:
-        lost: Deaths seen so far.
+        deaths: Seen so far, by reason.
+        ready_seconds: That actors had their replica, added up over all of them.
+        busy_seconds: Thereof with a task.
         leaving: Nodes that have announced their end.
     """
 
@@ -80,14 +85,15 @@ class Places:
         start_timeout_s: float,
     ) -> None:
         self.actors = [Actor(number) for number in range(1, config.places + 1)]
-        self.lost = 0
+        self.deaths: Counter[Reason] = Counter()
+        self.ready_seconds = self.busy_seconds = 0.0
         self.leaving: frozenset[str] = frozenset()
         self._host = host
         self._config = config
         self._ledger = ledger
         self._load = load
         self._start_timeout_s = start_timeout_s
-        self._last_ready = self._last_told = self._asked_for_nodes = time.monotonic()
+        self._last_ready = self._last_told = self._asked_for_nodes = self._counted = time.monotonic()
         self._tell: Callable[[str], None] | None = None
         self._said = ""  # last
 
@@ -101,6 +107,7 @@ class Places:
         Raises:
             UserError: No actor was ready for ``start_timeout_s`` although there is something to do.
         """
+        self._count_seconds(now)
         self._look_at_nodes(now)
         self._release_idle(now)
         self._fill(now)
@@ -119,16 +126,21 @@ class Places:
             actor.asked = False
             self._load_failed(actor, Failure(error, time.monotonic()))
 
-    def lose(self, actor: Actor, why: str) -> None:
+    def lose(self, actor: Actor, death: Death) -> None:
         """Empty the place of a dead actor; its oldest task is the one that it died of."""
         now = time.monotonic()
-        logger.warning("rollout actor %d was lost: %s", actor.number, why)
-        self.lost += 1
+        if actor.overdue is not None:
+            death = Death("overdue", f"it was killed, for one task {actor.overdue}")
+        elif actor.leaves_at is not None:
+            death = Death("preempted", f"its node had announced its end; {death.text}")
+        where = f"on node {actor.node}" if actor.node is not None else "before it had a node"
+        logger.warning("rollout actor %d was lost %s (%s): %s", actor.number, where, death.reason, death.text)
+        self.deaths[death.reason] += 1
         if actor.ready:
-            failure = Failure(actor.overdue or "the rollout actor died", now, actor.node)
+            failure = Failure(actor.overdue or f"the rollout actor died: {death.text}", now, actor.node)
             self._hand_back(actor, failure)
         elif actor.asked:
-            self._load_failed(actor, Failure("the rollout actor died while it loaded", now, actor.node))
+            self._load_failed(actor, Failure(f"the rollout actor died while it loaded: {death.text}", now, actor.node))
         self._host.end(actor.handle)
         actor.empty(now)
         self._last_ready = now
@@ -166,7 +178,7 @@ class Places:
             else:
                 self._ledger.requeue(job)
 
-    def _wanted(self) -> int:
+    def wanted(self) -> int:
         """Actors that there should be: in an elastic pool one a task, within the bounds."""
         if not self._config.max:
             return self._config.count
@@ -174,7 +186,7 @@ class Places:
 
     def _spare(self) -> int:
         """Actors beyond those that are wanted; negative where some are wanting."""
-        return sum(actor.handle is not None for actor in self.actors) - self._wanted()
+        return sum(actor.handle is not None for actor in self.actors) - self.wanted()
 
     def _fill(self, now: float) -> None:
         """Start processes at as many empty places as are wanted, and let each load its replica."""
@@ -200,6 +212,13 @@ class Places:
             if actor.handle is not None and not actor.jobs and now - actor.idle_since > self._config.idle_s
         ]
         self.end(idle[:spare])
+
+    def _count_seconds(self, now: float) -> None:
+        """Actors do since they were looked at last what they do now, nearly."""
+        past, self._counted = now - self._counted, now
+        ready = [actor for actor in self.actors if actor.ready]
+        self.ready_seconds += past * len(ready)
+        self.busy_seconds += past * sum(bool(actor.jobs) for actor in ready)
 
     def _look_at_nodes(self, now: float) -> None:
         """Actors whose nodes have announced their end get no new task, and are gone before it."""

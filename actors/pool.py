@@ -30,6 +30,7 @@ from typing import Any
 from actors.host import ActorHost, ActorLost, ActorUnreachable
 from actors.ledger import Failure, Job, TaskLedger
 from actors.places import Actor, Places
+from actors.pool_state import PoolState
 from actors.task import Task, TaskResult
 from cacovid.config import ActorsConfig
 
@@ -97,7 +98,12 @@ class RolloutPool:
     @property
     def lost_actors(self) -> int:
         """Deaths seen so far."""
-        return 0 if self._places is None else self._places.lost
+        return 0 if self._places is None else self._places.deaths.total()
+
+    def state(self) -> PoolState:
+        """What goes on at the moment; from any thread."""
+        with self._changed:
+            return PoolState.of(self._ledger, self._places)
 
     def leaving_nodes(self) -> frozenset[str]:
         """Nodes that have announced their end."""
@@ -223,7 +229,7 @@ class RolloutPool:
         actor, error = answer.actor, answer.error
         assert self._places is not None
         if isinstance(error, ActorLost):
-            self._places.lose(actor, str(error))
+            self._places.lose(actor, error.death)
         elif isinstance(error, ActorUnreachable):
             self._places.ask_again(actor, str(error))
         elif error is not None:
@@ -291,6 +297,7 @@ class RolloutPool:
     def _accept(self, job: Job, actor: Actor, returned: tuple[TaskResult, tuple[Any, ...]]) -> None:
         result, references = returned
         self._durations.append(result.seconds)
+        actor.gpu_bytes = result.gpu_bytes
         self._settle(job, replace(result, inputs=references[: len(result.input_bytes)]))
 
     def _settle(self, job: Job, result: TaskResult) -> None:

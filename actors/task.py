@@ -107,6 +107,7 @@ class TaskResult:
     error: str | None = None
     seconds: float = 0.0  # the actor's time on the task
     encode_seconds: float = 0.0  # thereof decoding and encoding
+    gpu_bytes: int = 0  # of GPU memory that the actor's process held behind it
 
     @classmethod
     def joined(cls, parts: "Sequence[TaskResult]") -> "TaskResult":

@@ -221,6 +221,7 @@ class SelectionConfig(Section):
 class EvaluationConfig(Section):
     """What ``CPO.evaluate()`` measures the policy on, between or after training steps."""
 
+    every: Count = Field(0, description="training steps between evaluations of the newest policy; 0: none")
     data: str = Field("embedded", description="Parquet table of questions, or 'embedded': our development clips")
     clips: Positive = Field(50, description="videos to use, the first ones of the table")
     retentions: tuple[Fraction, ...] = Field((0.1, 0.05, 0.02), description="shares of video tokens retained")
@@ -233,16 +234,33 @@ class RunConfig(Section):
     steps: Positive = Field(120, description="training steps")
     items_per_step: Positive = Field(16, description="questions rolled out per training step")
     checkpoint_every: Positive = Field(20, description="training steps between checkpoints")
-    keep_checkpoints: Positive = Field(2, description="newest checkpoints kept")
+    keep_checkpoints: Positive = Field(2, description="newest checkpoints kept, beside the best one")
     reuse_bytes: Count = Field(
         2_000_000_000,
         description="bound, over the cluster, of rollouts since the last checkpoint that restarted learners use again",
     )
     stop_grace_s: Annotated[float, Field(ge=0)] = Field(
-        15.0, description="seconds after SIGTERM until the step under way is given up and the last finished one saved"
+        15.0,
+        description="seconds after SIGTERM until the step under way is given up and the last finished one saved; its "
+        "upload to a store then takes the time that it takes",
+    )
+    store_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        300.0, description="seconds that a store (--out URI) which does not answer is waited for"
     )
     start_timeout_s: Annotated[float, Field(gt=0)] = Field(
         1_800.0, description="seconds that actors and learners may wait for their places in the cluster and start"
+    )
+    tracking: tuple[Literal["mlflow", "wandb"], ...] = Field(
+        (), description="experiment trackers that get every step's figures, beside TensorBoard"
+    )
+    tracking_project: Annotated[str, Field(min_length=1)] = Field(
+        "cacovid", description="MLflow's experiment and the project of Weights & Biases"
+    )
+    mlflow_uri: str | None = Field(
+        None, description="MLflow's server (http://host:5000) or database; None puts mlflow.db into the run's folder"
+    )
+    wandb_mode: Literal["online", "offline"] = Field(
+        "online", description="Weights & Biases: send the run, or keep it for `wandb sync`"
     )
 
 

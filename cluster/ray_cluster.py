@@ -4,8 +4,9 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -80,6 +81,19 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, ValueError) as error:
         raise UserError(f"no Ray cluster at {address!r} ({error}): give host:port, ray://host:port or auto") from error
+
+
+def place_for_dashboard(name: Callable[[str], str]) -> Path | None:
+    """Where this driver may leave a file for the cluster's dashboard to hand out: among Ray's logs of its machine.
+
+    Args:
+        name: Of the file, by the driver's Ray job id.
+
+    Returns:
+        None where the driver is on no machine of the cluster (ray://).
+    """
+    node = ray._private.worker.global_worker.node
+    return None if node is None else Path(node.get_logs_dir_path()) / name(ray.get_runtime_context().get_job_id())
 
 
 def check_resources(config: TrainConfig, elastic: bool) -> None:

@@ -14,6 +14,7 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 
 from cacovid.config import TrainConfig
 from cacovid.errors import UserError
+from cacovid.gpu_memory import held_bytes
 from cacovid.policy.base import CompressionPolicy
 from cacovid.records import HeldRecord, RolloutRecord
 from learner.engine import Placement, PolicyEngine
@@ -88,17 +89,20 @@ class DeepSpeedLearner(TorchLearner):  # type: ignore[misc]
         """One optimiser step on the records fetched; every learner is called with its shard.
 
         Returns:
-            Metrics over all learners' records.
+            Metrics over all learners' records, and the GPU memory that this one holds.
         """
         records, self._fetched = self._fetched, []
         assert len(records) == len(training_data.records), "fetch() comes first"
-        return self.policy_engine.update(
+        metrics = self.policy_engine.update(
             records,
             training_data.iterations,
             training_data.update_index,
             training_data.global_count or len(training_data.records),
             training_data.spare,
         )
+        if self._torch_device.type == "cuda":
+            metrics["learner_gpu_bytes"] = float(held_bytes())
+        return metrics
 
     def publish(self) -> dict[str, torch.Tensor] | None:
         """Gather the weights (every learner takes part); rank 0 returns them."""

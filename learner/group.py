@@ -222,7 +222,7 @@ class DeepSpeedLearnerGroup(LearnerGroup):  # type: ignore[misc]
             raise
 
     def update(self, *, training_data: RecordData, **kwargs: Any) -> list[dict[str, float]]:  # noqa: ANN401
-        """One optimiser step over all learners; every entry of the list holds the same metrics.
+        """One optimiser step over all learners; every entry of the list holds the same metrics but for its memory.
 
         Raises:
             InputsLost: Inputs are gone with their node; no learner has taken a step.

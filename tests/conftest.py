@@ -1,11 +1,14 @@
 """What every test starts from, whatever ran before it and whatever machine it runs on."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+
+from tests.support.s3_server import S3Server, s3_server
 
 hypothesis.settings.register_profile(
     "repeatable",
@@ -37,3 +40,10 @@ def same_start() -> None:
     """Unseeded draws and the order of float sums depend neither on earlier tests nor on the number of cores."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """One S3 server for all tests of stores."""
+    with s3_server() as server:
+        yield server

@@ -13,7 +13,7 @@ RETENTION = 0.05
 
 def demo(out: Annotated[Path, typer.Option(help="folder of the new run")] = Path("runs/demo")) -> None:
     """Train the default policy, evaluate it on held-out clips, draw what it keeps; all on this machine."""
-    train.train(out=out)
+    train.train(out=str(out))
     evaluate.evaluate(policy=[str(out)], out=out, overwrite=True)
     for path in _draw(out):
         typer.echo(f"drew {path}")

@@ -15,7 +15,21 @@ from rich.console import Console
 from rich.markup import escape
 
 from cacovid.errors import UserError
-from cluster.commands import compress, config, data, demo, embedded, evaluate, plan, policy, serve, train
+from cluster.commands import (
+    compress,
+    config,
+    data,
+    demo,
+    embedded,
+    evaluate,
+    jobs,
+    plan,
+    policy,
+    serve,
+    status,
+    submit,
+    train,
+)
 
 app = typer.Typer(
     name="cacovid",
@@ -47,6 +61,9 @@ app.command("demo")(demo.demo)
 app.command("config")(config.config)
 app.command("plan")(plan.plan)
 app.command("serve")(serve.serve)
+app.command("submit", context_settings={"allow_interspersed_args": False})(submit.submit)
+app.command("status")(status.status)
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(embedded.app, name="embedded")
 app.add_typer(data.app, name="data")
 app.add_typer(policy.app, name="policy")

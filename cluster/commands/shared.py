@@ -1,12 +1,16 @@
 """Options that several commands share, and what they do with their arguments. Imports nothing heavy."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cacovid.errors import UserError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FILE_WIDTH = 1000
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; the embedded default without one")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.field=value, repeatable")]
 Model = Annotated[
@@ -18,6 +22,25 @@ Frames = Annotated[
 Rule = Annotated[
     str | None, typer.Option("--rule", help="global, half-uniform or frame-budgets; without it each policy's own")
 ]
+Address = Annotated[
+    str | None,
+    # Ray's client takes these before any address that it is given; here the option comes first.
+    typer.Option(
+        "--address",
+        envvar=["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"],
+        help="Ray cluster: http://host:8265 (its dashboard), host:6379 or auto; without it port 8265 of this machine",
+    ),
+]
+
+
+def console() -> "Console":
+    """For tables of words: as wide as the terminal, and where there is none nothing is folded."""
+    from rich.console import Console
+
+    made = Console(highlight=False)
+    if not made.is_terminal:
+        made.width = FILE_WIDTH
+    return made
 
 
 def numbers(text: str, option: str) -> list[float]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -15,14 +15,22 @@ if TYPE_CHECKING:
     from cacovid.config import TrainConfig
     from cluster.training.run import TrainingOutcome
     from cluster.training.run_directory import RunDirectory
+    from cluster.training.run_store import RunStore
+    from cluster.training.store_address import StoreAddress
 
 
 def train(
     config: ConfigFile = None,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="folder of the run; the run that is there goes on")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="folder of the run, or a store as s3://bucket/run; the run that is there goes on"),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="set the run in --out aside and start over")] = False,
-    resume: Annotated[Path | None, typer.Option(help="like --out, with the configuration of the run there")] = None,
+    resume: Annotated[str | None, typer.Option(help="like --out, with the configuration of the run there")] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="with a store: folder here to work in; one of the user's cache if not given")
+    ] = None,
     address: Annotated[
         str | None,
         typer.Option(envvar="RAY_ADDRESS", help="Ray cluster, e.g. auto or host:6379; starts one here if not given"),
@@ -35,57 +43,96 @@ def train(
     """
     if (out is None) == (resume is None):
         raise UserError("give either --out DIR for a new run or --resume DIR for an earlier one")
+    from cluster.training.store_address import StoreAddress
+
+    where = StoreAddress.parse(out or resume or "")
+    name = str(out or resume) if where is None else where.shown
+    files = name if where is None else where.folder
     if resume is not None and (config is not None or overrides or fresh):
         raise UserError(
             f"--resume continues with the run's own configuration: leave out --config, --set and --fresh, or give "
-            f"--out {resume} with them"
+            f"--out {name} with them"
         )
-    run, resolved = _open(out, config, overrides or [], fresh) if out is not None else _resume(resume)
-    if run.is_complete(resolved.run.steps):
-        _name_files(run.folder)
+    given = None if out is None else _load(config, overrides or [])
+    if where is not None:
+        opened = _open_stored(where, work, given, fresh)
+    elif work is not None:
+        raise UserError(f"--work {work} goes with a store, but {name} is a folder, which is worked in itself")
+    else:
+        opened = _resume(Path(name)) if given is None else _open(Path(name), given, fresh)
+    run, resolved = opened.run, opened.config
+    if run is None or run.is_complete(resolved.run.steps):
+        _name_files(files)
         typer.echo(
             f"all {resolved.run.steps} steps are done; for more raise run.steps, to start over add --fresh "
             "or choose another --out"
         )
-        run.release()
+        if run is not None:
+            run.release()
         return
-    from cluster.training.run import train as run_training
-
-    try:
-        with Progress() as progress:
-            progress.wait("starting rollout actors and learners")
-            report = partial(_show, progress, resolved.run.steps)
-            outcome = run_training(resolved, run, report, address=address, tell=progress.wait)
-    except KeyboardInterrupt:
-        typer.echo(f"ended at once; go on from the newest checkpoint with --resume {run.folder}", err=True)
-        raise typer.Exit(130) from None
-    finally:
-        run.release()
-    _say(outcome)
+    newest = run.newest_checkpoint()
+    if newest is not None and given is not None:
+        typer.echo(f"going on with the run in {name} from its checkpoint {newest.name}")
+    outcome = _run(opened, run, address)
+    if outcome.finished_steps:
+        _name_files(files)
     if outcome.interrupted:
+        typer.echo(f"interrupted after step {outcome.finished_steps}; go on with --resume {name}")
         raise typer.Exit(130)
 
 
-def _open(out: Path, config: Path | None, overrides: list[str], fresh: bool) -> tuple["RunDirectory", "TrainConfig"]:
+class Opened(NamedTuple):
+    """A run to be trained; ``run`` is None where the store has all of its steps."""
+
+    run: "RunDirectory | None"
+    config: "TrainConfig"
+    store: "RunStore | None" = None
+
+
+def _load(config: Path | None, overrides: list[str]) -> "TrainConfig":
     from cacovid.config_files import load_config
+
+    return load_config(config, overrides)
+
+
+def _open(out: Path, config: "TrainConfig", fresh: bool) -> Opened:
     from cluster.training.run_directory import RunDirectory
 
-    resolved = load_config(config, overrides)
     aside = RunDirectory.set_aside(out) if fresh else None
     if aside is not None:
         typer.echo(f"the earlier {out} is now {aside}")
-    run = RunDirectory.open(out, resolved)
-    newest = run.newest_checkpoint()
-    if newest is not None and not run.is_complete(resolved.run.steps):
-        typer.echo(f"going on with the run in {out} from its checkpoint {newest.name}")
-    return run, resolved
+    return Opened(RunDirectory.open(out, config), config)
 
 
-def _resume(folder: Path | None) -> tuple["RunDirectory", "TrainConfig"]:
+def _resume(folder: Path) -> Opened:
     from cluster.training.run_directory import RunDirectory
 
-    assert folder is not None
-    return RunDirectory.resume(folder)
+    return Opened(*RunDirectory.resume(folder))
+
+
+def _open_stored(where: "StoreAddress", work: Path | None, config: "TrainConfig | None", fresh: bool) -> Opened:
+    from cluster.training.stored_run import open_stored
+
+    stored = open_stored(where, work, config, fresh=fresh, tell=typer.echo)
+    if stored.run is not None:
+        typer.echo(f"working in {stored.run.folder}")
+    return Opened(stored.run, stored.config, stored.store)
+
+
+def _run(opened: Opened, run: "RunDirectory", address: str | None) -> "TrainingOutcome":
+    from cluster.training.run import train as run_training
+
+    config, store = opened.config, opened.store
+    try:
+        with Progress() as progress:
+            progress.wait("starting rollout actors and learners")
+            report = partial(_show, progress, config.run.steps)
+            return run_training(config, run, report, store=store, address=address, tell=progress.wait)
+    except KeyboardInterrupt:
+        typer.echo(f"ended at once; go on from the newest checkpoint with --resume {run.address}", err=True)
+        raise typer.Exit(130) from None
+    finally:
+        run.release()
 
 
 def _show(progress: Progress, steps: int, row: Mapping[str, float]) -> None:
@@ -95,14 +142,7 @@ def _show(progress: Progress, steps: int, row: Mapping[str, float]) -> None:
     progress.show("step", int(row["step"]) + 1, steps, f"{figures}  {throughput}")
 
 
-def _say(outcome: "TrainingOutcome") -> None:
-    if outcome.finished_steps:
-        _name_files(outcome.folder)
-    if outcome.interrupted:
-        typer.echo(f"interrupted after step {outcome.finished_steps}; go on with --resume {outcome.folder}")
-
-
-def _name_files(folder: Path) -> None:
-    typer.echo(f"policy      {folder / 'policy'}")
-    typer.echo(f"curve       {folder / 'curve.png'}")
-    typer.echo(f"metrics     {folder / 'metrics.jsonl'}")
+def _name_files(place: str) -> None:
+    typer.echo(f"policy      {place}/policy")
+    typer.echo(f"curve       {place}/curve.png")
+    typer.echo(f"metrics     {place}/metrics.jsonl")

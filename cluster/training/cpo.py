@@ -22,6 +22,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.tune import PlacementGroupFactory
 
+from actors.death import death_of
 from actors.env_runner import DUMMY_SPACE, RolloutEnvRunner
 from actors.host import RayHost
 from actors.pool import RolloutPool
@@ -204,6 +205,8 @@ class CPO(Algorithm):  # type: ignore[misc]
         if not items:
             raise UserError(f"{cfg.data.train} holds no questions")
         self._evaluation_items: list[VideoQuestion] | None = None  # read when first needed
+        if cfg.evaluation.every:
+            self._to_evaluate(self._skipped_evaluation())  # a mistake in evaluation.data shows now
         self._initial_policy = self.run_dir / "initial_policy"
         self._initial_policy.mkdir(parents=True, exist_ok=True)
         for name, content in initial_policy_files(cfg).items():
@@ -231,8 +234,7 @@ class CPO(Algorithm):  # type: ignore[misc]
             super().setup(self.config)
         except ray.exceptions.RayActorError as error:
             raise UserError(
-                f"the learners could not start ({str(error).splitlines()[0]}): see the Ray logs, "
-                "or raise run.start_timeout_s"
+                f"the learners could not start ({death_of(error).text}): see the Ray logs, or raise run.start_timeout_s"
             ) from error
         self.config.num_env_runners = cfg.actors.count
         self.pool.start()
@@ -305,6 +307,7 @@ class CPO(Algorithm):  # type: ignore[misc]
         learnt = time.perf_counter()
         self.schedule.publish(step + 1, self.learner_group.publish())
         published = time.perf_counter()
+        pool = self.pool.state()
         metrics = rollout_metrics(
             results,
             losses,
@@ -317,7 +320,9 @@ class CPO(Algorithm):  # type: ignore[misc]
                 publish_seconds=published - learnt,
                 published_bytes=self.schedule.newest.nbytes,
                 lost_actors=self.pool.lost_actors,
-                requeued_tasks=self.pool.requeued,
+                requeued_tasks=pool.requeued,
+                ready_actors=pool.ready,
+                wanted_actors=pool.wanted,
                 replay_items=len(self.updates.replay),
                 replay_bytes=self.updates.replay.nbytes,
                 skipped=self.skipped.skipped,
@@ -343,16 +348,23 @@ class CPO(Algorithm):  # type: ignore[misc]
             UserError: The table cannot be read, or no question of it can be used.
         """
         cfg = self.train_cfg.evaluation
-        skipped = SkippedItems(self.run_dir / "skipped-evaluation.jsonl", self.train_cfg.data.max_skipped)
-        if self._evaluation_items is None:
-            self._evaluation_items = evaluation_items(cfg.data, "development", cfg.clips, self.run_dir, skipped)
+        skipped = self._skipped_evaluation()
         size = self.train_cfg.actors.items_per_task
         tasks = [
-            EvaluateTask(part, self.schedule.newest, cfg.retentions) for part in parts(self._evaluation_items, size)
+            EvaluateTask(part, self.schedule.newest, cfg.retentions) for part in parts(self._to_evaluate(skipped), size)
         ]
         results = self.pool.collect(self.pool.submit(tasks))
         self._set_aside(results, skipped)
         return {STATE: evaluation_metrics([each for result in results for each in result.evaluations])}
+
+    def _skipped_evaluation(self) -> SkippedItems:
+        return SkippedItems(self.run_dir / "skipped-evaluation.jsonl", self.train_cfg.data.max_skipped)
+
+    def _to_evaluate(self, skipped: SkippedItems) -> list[VideoQuestion]:
+        if self._evaluation_items is None:
+            cfg = self.train_cfg.evaluation
+            self._evaluation_items = evaluation_items(cfg.data, "development", cfg.clips, self.run_dir, skipped)
+        return self._evaluation_items
 
     @classmethod
     def _should_create_evaluation_env_runners(cls, eval_config: CPOConfig) -> bool:

@@ -5,28 +5,38 @@
                                             '-- start over <--' a learner died: back to the newest checkpoint
 
 A first Ctrl-C ends the run after the current step with a checkpoint; a second one at once. SIGTERM ends it within
-``run.stop_grace_s``, see :mod:`cluster.training.interrupt`.
+``run.stop_grace_s``, see :mod:`cluster.training.interrupt`. With a store each checkpoint is uploaded beside the steps
+that follow (:mod:`cluster.training.uploads`), and the run ends when the last one is there, however it ends but at once.
 """
 
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 from safetensors import SafetensorError
 
-from actors.pool import CollectAbandoned
+from actors.death import death_of
+from actors.pool import CollectAbandoned, RolloutPool
 from cacovid.config import TrainConfig
 from cacovid.errors import UserError
-from cluster.ray_cluster import check_resources, connected
-from cluster.training.cpo import CPO, CPOConfig
+from cluster.ray_cluster import check_resources, connected, place_for_dashboard
+from cluster.training.attempt_log import AttemptLog
+from cluster.training.best_checkpoint import POLICY, PREFIX, BestCheckpoint
+from cluster.training.cpo import CPO, STATE, CPOConfig
+from cluster.training.gauges import Gauges
 from cluster.training.interrupt import Interrupt
 from cluster.training.run_directory import RunDirectory
 from cluster.training.run_log import RunLog, draw_curve
+from cluster.training.run_status import StatusFile, copy_name
+from cluster.training.run_store import RunStore
+from cluster.training.tracking.base import Trackers, check_tracking
+from cluster.training.uploads import Uploads
 
 logger = logging.getLogger(__name__)
 Report = Callable[[dict[str, float]], None]
@@ -47,6 +57,7 @@ def train(
     run: RunDirectory,
     report: Report,
     *,
+    store: RunStore | None = None,
     address: str | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> TrainingOutcome:
@@ -54,31 +65,72 @@ def train(
 
     Args:
         report: Called with each finished step's row.
+        store: Where checkpoints are uploaded to, claimed by this process.
         address: Ray cluster; None starts one on this machine.
         tell: Called with how many actors there are whenever that changes, from another thread.
 
     Raises:
         UserError: The run cannot start or go on for a reason that the user can mend.
     """
-    with connected(address):
+    check_tracking(config.run)
+    joined = address not in (None, "local")
+    with (
+        AttemptLog(run, config, None if store is None else store.attempt) as attempt,
+        _status(config, run, attempt.number, address) as status,
+        Trackers(run, config) as trackers,
+        connected(address),
+    ):
+        if joined:
+            status.copy_to(place_for_dashboard(copy_name))
         interrupt = Interrupt(config.run.stop_grace_s)  # after Ray, which takes SIGTERM for itself
         algorithm = None
         try:
-            check_resources(config, elastic=address not in (None, "local"))
+            check_resources(config, elastic=joined)
             algorithm = _build(config, run)
-            if tell is not None:
-                algorithm.pool.watch(tell)
+            algorithm.pool.watch(partial(_tell, algorithm.pool, status, run, tell))
             checkpoint = run.newest_checkpoint()
             if checkpoint is not None:
                 algorithm.restore_from_path(checkpoint)
             interrupt.begin(algorithm.pool.stop_collecting)
-            with RunLog(run, algorithm.finished_steps) as log:
-                row = _Steps(algorithm, config, run, log, report, interrupt).go()
-            return TrainingOutcome(run.folder, algorithm.finished_steps, interrupt.asked, row)
+            with (
+                Gauges(run.name, attempt.number, config.run.steps, algorithm.pool) as gauges,
+                RunLog(run, algorithm.finished_steps, (gauges, attempt, trackers)) as log,
+                Uploads(run, store, config.run.keep_checkpoints) as uploads,
+            ):
+                trackers.begin(run.rows())
+                status.look()
+                status.actors(algorithm.pool.state())
+                row = _Steps(algorithm, config, run, log, status, report, interrupt, gauges, uploads).go()
+                interrupted = interrupt.asked
+            return TrainingOutcome(run.folder, algorithm.finished_steps, interrupted, row)
         finally:
             interrupt.restore()
             if algorithm is not None:
                 algorithm.stop()
+
+
+@contextmanager
+def _status(config: TrainConfig, run: RunDirectory, attempt: int, address: str | None) -> Iterator[StatusFile]:
+    """status.json of this attempt, which says in the end how that came."""
+    with _writing(run):
+        status = StatusFile(run, config.run.steps, attempt, address)
+    try:
+        yield status
+    except BaseException as error:
+        with suppress(OSError):  # what is under way says more
+            status.end(None if isinstance(error, KeyboardInterrupt) else error)
+        raise
+    with _writing(run):
+        status.end()
+
+
+def _tell(
+    pool: RolloutPool, status: StatusFile, run: RunDirectory, tell: Callable[[str], None] | None, actors: str
+) -> None:
+    with _writing(run):
+        status.actors(pool.state())
+    if tell is not None:
+        tell(actors)
 
 
 def _build(config: TrainConfig, run: RunDirectory) -> CPO:
@@ -95,12 +147,19 @@ class _Steps:
     config: TrainConfig
     run: RunDirectory
     log: RunLog
+    status: StatusFile
     report: Report
     interrupt: Interrupt
+    gauges: Gauges
+    uploads: Uploads
     restarts: int = 0  # of the learners
+
+    def __post_init__(self) -> None:
+        self.best = BestCheckpoint(self.run, self.config.evaluation.retentions)
 
     def go(self) -> dict[str, float]:
         """To the last step, or until interrupted; the last row."""
+        self.best.show()
         while True:
             try:
                 return self._go_on()
@@ -118,7 +177,10 @@ class _Steps:
                 )
                 break
             self.report(row)
-            if self.algorithm.finished_steps % self.config.run.checkpoint_every == 0:
+            self.uploads.check()
+            steps = self.algorithm.finished_steps
+            evaluated = self.best.score(row) is not None
+            if steps % self.config.run.checkpoint_every == 0 or (evaluated and self.best.would_be(steps)):
                 self._checkpoint()
         if self.algorithm.finished_steps:
             self._checkpoint()
@@ -131,35 +193,65 @@ class _Steps:
         row = {name: float(value) for name, value in result["cpo"].items()}
         row["seconds"] = time.perf_counter() - started
         row["combinations_per_second"] = row["combinations"] / row["seconds"]
+        row |= self._evaluate()
         with _writing(self.run):
             self.log.add(row)
+            self.status.add(row, self.algorithm.pool.state())
         return row
+
+    def _evaluate(self) -> dict[str, float]:
+        """Figures of the newest policy on ``evaluation.data``, where it is time for them."""
+        every, steps = self.config.evaluation.every, self.algorithm.finished_steps
+        if not every or steps % every:
+            return {}
+        started = time.perf_counter()
+        try:
+            figures = self.algorithm.evaluate()[STATE]
+        except CollectAbandoned:
+            logger.warning("the evaluation after step %d is given up: it took too long", steps)
+            return {}
+        measured = {f"{PREFIX}{name}": float(value) for name, value in figures.items()}
+        return {**measured, f"{PREFIX}seconds": time.perf_counter() - started}
 
     def _restart_learners(self, death: Exception) -> None:
         """Bring a dead learner group back from the newest checkpoint, or from the start where there is none yet."""
-        reason = str(death).splitlines()[0]
+        found = death_of(death)
+        reason = found.text
         self.restarts += 1
+        self.status.error(death)
         if self.restarts > self.config.learners.max_restarts:
-            raise UserError(f"a learner died ({reason}); continue with --resume {self.run.folder}") from death
+            raise UserError(f"a learner died ({reason}); continue with --resume {self.run.address}") from death
         try:
             self.algorithm.go_back(self.run.newest_checkpoint())
         except ray.exceptions.RayActorError as another:
             self._restart_learners(another)
         else:
+            self.gauges.learners_died(found.reason)
             logger.warning("a learner died (%s): going on after step %d", reason, self.algorithm.finished_steps)
             self.log.rewind(self.algorithm.finished_steps)
+            self.status.look()
 
     def _checkpoint(self) -> None:
         """Save all that a resumed run needs, the policy by itself and the curve so far, unless that is done already."""
         run, step = self.run, self.algorithm.finished_steps
         with _writing(run):
-            if not run.is_complete(step):
-                run.clear_parts()
-                self.algorithm.save_to_path(run.part(step))
-                # Before the checkpoint counts: a run with its last checkpoint is complete.
-                self.algorithm.get_policy().save_pretrained(run.policy)
-                draw_curve(run.rows(), run.curve)
-                run.commit_checkpoint(step, self.config.run.keep_checkpoints)
+            if run.is_complete(step):
+                return
+            run.clear_parts()
+            self.algorithm.save_to_path(run.part(step))
+            # Before the checkpoint counts: a run with its last checkpoint is complete.
+            policy = self.algorithm.get_policy()
+            policy.save_pretrained(run.policy)
+            best = self.best.find()
+            if self.best.would_be(step):
+                policy.save_pretrained(run.part(step) / POLICY)
+                best = None  # no longer
+            draw_curve(run.rows(), run.curve)
+            keep = self.config.run.keep_checkpoints
+            self.status.saved(run.commit_checkpoint(step, keep, best.step if best else None))
+            self.best.show()
+            self.log.flush()
+            self.uploads.submit(step)
 
 
 @contextmanager
@@ -170,5 +262,6 @@ def _writing(run: RunDirectory) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UserError(
-            f"cannot write into {run.folder} ({reason}): make room or mend it, then continue with --resume {run.folder}"
+            f"cannot write into {run.folder} ({reason}): make room or mend it, then continue with --resume "
+            f"{run.address}"
         ) from error

@@ -4,9 +4,15 @@ DIR/config.toml           the resolved configuration
 DIR/initial_policy/       the policy that training started from
 DIR/policy/               the newest policy (``CompressionPolicy.from_pretrained``)
 DIR/checkpoints/step-N/   everything a resumed run needs
+DIR/checkpoints/best.json the checkpoint that evaluates best (``evaluation.every``)
+DIR/best_policy/          its policy
 DIR/metrics.jsonl         one row per training step
 DIR/tensorboard/          the same figures as TensorBoard events
 DIR/curve.png             reward and loss over the run
+DIR/logs/attempt-N.log    what the Nth start of the run did, said and ended with
+DIR/tracking/             which runs of MLflow and Weights & Biases this is
+DIR/status.json           where the run stands (:mod:`cluster.training.run_status`)
+DIR/mlflow.db, ...        MLflow's own, without run.mlflow_uri
 DIR/skipped.jsonl         items set aside, with the reason
 DIR/clips-*/, DIR/cache/  drawn clips and the embedding cache
 """
@@ -15,7 +21,7 @@ import fcntl
 import json
 import os
 import shutil
-from itertools import count
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -26,6 +32,8 @@ from cacovid.errors import UserError
 from cluster.training.same_run import check_same_run
 
 LOCK = ".lock"
+BEST = "best.json"
+MOST_ASIDE = 100  # earlier runs of one name
 
 
 class RunDirectory:
@@ -33,14 +41,26 @@ class RunDirectory:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.address = str(folder)  # for --out and --resume
         self.policy = folder / "policy"
+        self.best_policy = folder / "best_policy"
+        self.initial_policy = folder / "initial_policy"
         self.checkpoints = folder / "checkpoints"
+        self.best = self.checkpoints / BEST
         self.metrics = folder / "metrics.jsonl"
         self.tensorboard = folder / "tensorboard"
         self.curve = folder / "curve.png"
+        self.status = folder / "status.json"
         self.skipped = folder / "skipped.jsonl"
+        self.logs = folder / "logs"
+        self.tracking = folder / "tracking"
         self.config_file = folder / "config.toml"
         self._lock: IO[str] | None = None
+
+    @property
+    def name(self) -> str:
+        """How logs, metrics and trackers call the run."""
+        return self.address.rpartition("/")[2] if "://" in self.address else self.folder.absolute().name
 
     @classmethod
     def create(cls, folder: Path, config: TrainConfig) -> Self:
@@ -56,9 +76,9 @@ class RunDirectory:
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            run._hold()
+            run.hold()
             run.skipped.unlink(missing_ok=True)
-            run._write_config(config)
+            run.write_config(config)
         except OSError as error:
             raise UserError(f"cannot write {folder}: {error.strerror}") from error
         return run
@@ -75,7 +95,7 @@ class RunDirectory:
             return cls.create(folder, config)
         run, saved = cls.resume(folder)
         check_same_run(saved, config, folder)
-        run._write_config(config)
+        run.write_config(config)
         return run
 
     @classmethod
@@ -90,10 +110,9 @@ class RunDirectory:
             return None
         if not run.config_file.exists():
             raise UserError(f"{folder} holds no run to set aside: choose another with --out")
-        names = (folder.with_name(f"{folder.name}.old{'' if number == 1 else f'-{number}'}") for number in count(1))
         try:
-            run._hold()
-            aside = next(name for name in names if not name.exists())
+            run.hold()
+            aside = folder.with_name(free_name(folder.name, lambda name: folder.with_name(name).exists()))
             folder.rename(aside)
         except OSError as error:
             raise UserError(f"cannot move {folder}: {error.strerror}") from error
@@ -101,7 +120,8 @@ class RunDirectory:
             run.release()
         return aside
 
-    def _write_config(self, config: TrainConfig) -> None:
+    def write_config(self, config: TrainConfig) -> None:
+        """Say what the run is."""
         with writing(self.config_file) as part:
             part.write_text(to_toml(config))
 
@@ -122,17 +142,33 @@ class RunDirectory:
         if not run.config_file.exists():
             raise UserError(f"{folder} holds no run to resume (no config.toml): start one with --out")
         try:
-            run._hold()
+            run.hold()
         except OSError as error:
             raise UserError(f"cannot write {folder}: {error.strerror}") from error
         return run, load_config(run.config_file)
 
-    def _hold(self) -> None:
+    def hold(self) -> None:
+        """Lock the folder. Raises UserError where another process holds it."""
         self._lock = (self.folder / LOCK).open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"{self.folder} is being written by another run: wait for it or choose another") from error
+
+    def is_held(self) -> bool:
+        """Whether a process writes the run now.
+
+        Raises:
+            OSError: The folder cannot be read.
+        """
+        if not (self.folder / LOCK).exists():
+            return False
+        with (self.folder / LOCK).open() as lock:  # a lock of our own, for a moment, that others may share
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     def release(self) -> None:
         """Let others write the folder."""
@@ -153,14 +189,15 @@ class RunDirectory:
         """Whether all of ``steps`` training steps are saved: the newest finished checkpoint is that after the last."""
         return self.newest_checkpoint() == self.checkpoint(steps)
 
-    def commit_checkpoint(self, step: int, keep: int) -> Path:
-        """Make the written ``.part`` folder the checkpoint of ``step`` and drop all but the newest ``keep``."""
+    def commit_checkpoint(self, step: int, keep: int, best: int | None = None) -> Path:
+        """Make the written ``.part`` folder the checkpoint of ``step``; only the newest ``keep`` and ``best`` stay."""
         final = self.checkpoint(step)
         if final.exists():
             shutil.rmtree(final)
         os.replace(self.part(step), final)
         for old in sorted(path for path in self.checkpoints.glob("step-*") if path.suffix != ".part")[:-keep]:
-            shutil.rmtree(old)
+            if best is None or old != self.checkpoint(best):
+                shutil.rmtree(old)
         return final
 
     def clear_parts(self) -> None:
@@ -171,6 +208,10 @@ class RunDirectory:
     def part(self, step: int) -> Path:
         """Where the checkpoint of ``step`` is written before it counts."""
         return self.checkpoints / f"step-{step:06d}.part"
+
+    def notes(self) -> list[Path]:
+        """Which runs of its trackers this one is."""
+        return sorted(self.tracking.glob("*.json"))
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows of ``metrics.jsonl``; a last line cut off by a crash is left out."""
@@ -184,3 +225,16 @@ class RunDirectory:
         kept = [row for row in self.rows() if row["step"] < steps]
         with writing(self.metrics) as part:
             part.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
+def free_name(name: str, is_taken: Callable[[str], bool]) -> str:
+    """``NAME.old``, or the first of ``NAME.old-2``, ``NAME.old-3``, ... that is not taken.
+
+    Raises:
+        UserError: There are too many.
+    """
+    names = [f"{name}.old", *(f"{name}.old-{number}" for number in range(2, MOST_ASIDE + 1))]
+    free = next((each for each in names if not is_taken(each)), None)
+    if free is None:
+        raise UserError(f"{names[0]} to {names[-1]} are all taken: remove earlier runs")
+    return free

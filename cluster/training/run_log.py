@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -13,11 +13,20 @@ from torch.utils.tensorboard import SummaryWriter
 from cluster.training.run_directory import RunDirectory
 
 
-class RunLog:
-    """Appends each step's row to the run's files."""
+class Listener(Protocol):
+    """Hears of each step beside the run's files."""
 
-    def __init__(self, run: RunDirectory, first_step: int) -> None:
+    def add(self, row: Mapping[str, float]) -> None:
+        """One training step's figures."""
+        ...
+
+
+class RunLog:
+    """Appends each step's row to the run's files, and tells ``listeners`` of it."""
+
+    def __init__(self, run: RunDirectory, first_step: int, listeners: Sequence[Listener] = ()) -> None:
         self._run = run
+        self._listeners = listeners
         self._open(first_step)
 
     def _open(self, first_step: int) -> None:
@@ -30,6 +39,10 @@ class RunLog:
         self.close()
         self._open(step)
 
+    def flush(self) -> None:
+        """All events are in their file when this returns."""
+        self._board.flush()
+
     def close(self) -> None:
         """Close both files."""
         self._file.close()
@@ -41,6 +54,8 @@ class RunLog:
         self._file.flush()
         for name, value in row.items():
             self._board.add_scalar(f"train/{name}", value, int(row["step"]))
+        for listener in self._listeners:
+            listener.add(row)
 
     def __enter__(self) -> Self:
         return self

@@ -22,8 +22,14 @@ FIELDS = frozenset(
         "run.steps",
         "run.checkpoint_every",
         "run.keep_checkpoints",
+        "run.reuse_bytes",
         "run.stop_grace_s",
         "run.start_timeout_s",
+        "run.tracking",
+        "run.tracking_project",
+        "run.mlflow_uri",
+        "run.wandb_mode",
+        "run.store_timeout_s",
     }
 )
 

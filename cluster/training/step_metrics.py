@@ -24,6 +24,8 @@ class StepMetrics:
     published_bytes: int  # of the weights, as the object store holds them
     lost_actors: int  # deaths so far
     requeued_tasks: int  # tasks given out again so far
+    ready_actors: int
+    wanted_actors: int
     replay_items: int
     replay_bytes: int
     skipped: int  # items set aside so far

@@ -1,8 +1,14 @@
-"""Clusters of several nodes on this machine; nothing here touches Ray processes that it did not start."""
+"""Clusters of several nodes on this machine; nothing here touches Ray processes that it did not start.
+
+Behind the tests stand two tables: what was shown, a row for each text of ``pytest.mark.shows``, and the reliability
+table of the schedules that were run.
+"""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -78,8 +84,18 @@ def disturbed(alone: Alone, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytes
     return Disturbed(alone, pytestconfig.stash.setdefault(ROWS, []), monkeypatch)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Reports know their tests' properties, not their markers."""
+    for item in items:
+        item.user_properties += [("shows", marker.args[0]) for marker in item.iter_markers("shows")]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print the table of the schedules that were run, and put it where ``--reliability-table`` says."""
+    """Print what was shown and the schedules that were run; put these where ``--reliability-table`` says."""
+    if shown := _shown(terminalreporter.stats):
+        terminalreporter.section("shown")
+        for line in ("| what | passed | failed | skipped | seconds |", "| --- | --- | --- | --- | --- |", *shown):
+            terminalreporter.write_line(line)
     rows = config.stash.get(ROWS, [])
     if rows:
         terminalreporter.section("reliability")
@@ -87,3 +103,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.write_line(line)
         if path := config.getoption("--reliability-table"):
             reliability.write(rows, path)
+
+
+def _shown(stats: dict[str, list[Any]]) -> list[str]:
+    """A line of Markdown for each text of ``shows``: how its tests ended, and how long they took."""
+    ends: dict[str, Counter[str]] = {}
+    took: Counter[str] = Counter()
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in stats.get(outcome, []):
+            for name, text in report.user_properties:
+                if name == "shows":
+                    ends.setdefault(text, Counter())["failed" if outcome == "error" else outcome] += 1
+                    took[text] += report.duration
+    outcomes = ("passed", "failed", "skipped")
+    return [
+        f"| {text} | {' | '.join(str(ends[text][each]) for each in outcomes)} | {took[text]:.0f} |"
+        for text in sorted(ends)
+    ]

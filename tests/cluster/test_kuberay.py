@@ -17,7 +17,11 @@ from tests.support.serving_server import policy_folder
 from tests.support.waiting import wait_until
 from tests.unit.serving.test_api import messages
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(1200),
+    pytest.mark.shows("Kubernetes: every command of cluster/deploy/kuberay, run as written"),
+]
 
 FOLDER = "overlays/embedded-cpu"
 JOB_S = 400.0

@@ -15,7 +15,7 @@ from tests.support.hosts import host
 from tests.support.joined_node import joined_node
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.shows("Cut links")]
 
 CUT_SECONDS = 20.0
 

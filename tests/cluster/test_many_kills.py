@@ -14,7 +14,7 @@ from cluster.training.cpo import CPO
 from tests.support.disturbed import Disturbed, running
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.shows("Fifty node kills")]
 
 KILLS = 50
 PATIENCE_S = 300.0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -28,14 +29,17 @@ from tests.support.killing import actor_pids, kill, learner_pids
 from tests.support.processes import is_running
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.shows("Killed and stopped processes")]
 NODE_BYTES = 4 << 30
 
 
-def test_rollout_actor_killed(nodes: Cluster, disturbed: Disturbed, small: TrainConfig, tmp_path: Path) -> None:
+def test_rollout_actor_killed(
+    nodes: Cluster, disturbed: Disturbed, small: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     disturbed.after(2, lambda algorithm: kill(actor_pids(algorithm)[:1]))
     trained = disturbed.train(small, tmp_path / "run")
     assert trained.run.rows()[-1]["lost_actors"] == 1
+    assert re.search(r"rollout actor \d was lost on node \w+ \(killed\): .* kill -9", caplog.text)
     disturbed.check("`kill -9` of one of 2 rollout actors", small, trained.weights)
 
 
@@ -80,7 +84,9 @@ def test_learner_stopped(nodes: Cluster, disturbed: Disturbed, small: TrainConfi
     wait_until(lambda: not is_running(stopped[0]))
 
 
-def test_out_of_memory(nodes: Cluster, disturbed: Disturbed, small: TrainConfig, tmp_path: Path) -> None:
+def test_out_of_memory(
+    nodes: Cluster, disturbed: Disturbed, small: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """The actor takes memory until Ray kills it, as it does where a node has hardly any left."""
     config = with_overrides(small, {"actors.labels": ["role=rollout"], "actors.count": 1})
 
@@ -92,6 +98,7 @@ def test_out_of_memory(nodes: Cluster, disturbed: Disturbed, small: TrainConfig,
     with small_memory(NODE_BYTES) as inside, joined_node(tmp_path / "node", nodes.address, inside=inside):
         trained = disturbed.train(config, tmp_path / "run")
     assert trained.run.rows()[-1]["lost_actors"] == 1
+    assert "(out_of_memory): Ray killed it to save its node" in caplog.text
     disturbed.check("the only rollout actor out of memory", config, trained.weights)
 
 

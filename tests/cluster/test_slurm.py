@@ -15,7 +15,11 @@ from tests.support.manifests import DEPLOY
 from tests.support.slurm import Slurm, slurm
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(900),
+    pytest.mark.shows("SLURM: submitted, killed and requeued, told to end, cancelled"),
+]
 
 STEPS = 60
 RUN_S = 400.0

@@ -20,7 +20,12 @@ from tests.support.disturbed import Disturbed
 from tests.support.joined_node import joined_node
 from tests.support.killing import kill, learner_pids
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.shows("Useful time under kills"),
+]
 
 STEPS, ITEM_S = 300, 1.0
 TENTH = STEPS // 10

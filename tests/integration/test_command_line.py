@@ -16,6 +16,7 @@ from cacovid.errors import UserError
 from cluster.commands.main import main
 from cluster.ray_cluster import connected
 from cluster.training.run_directory import RunDirectory
+from cluster.training.run_status import RunStatus
 from tests.integration.conftest import Trained
 from tests.support.waiting import wait_until
 
@@ -84,6 +85,9 @@ def test_mistakes_that_show_on_the_cluster_are_one_line_too(
     assert ended.value.code == 2, said
     assert message in said
     assert "Traceback" not in said
+    status = RunStatus.read(tmp_path / "new")
+    assert status.state == "failed"
+    assert message in (status.error or "")
 
 
 def test_address_without_a_cluster_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from cluster.training.initial_policy import initial_policy_files, read_policy_fi
 from cluster.training.rollout_schedule import RolloutSchedule
 from cluster.training.run import train
 from cluster.training.run_directory import RunDirectory
+from cluster.training.run_status import RunStatus
 from learner.deepspeed_learner import DeepSpeedLearner
 from learner.group import DeepSpeedLearnerGroup
 from learner.training_data import RecordData
@@ -59,6 +60,9 @@ def test_learner_killed_while_the_last_checkpoint_is_written(
     trained = run_training(with_overrides(small_run, {"learners.count": 1}), tmp_path / "run")
     assert killed
     assert [row["step"] for row in trained.run.rows()] == [0, 1, 2, 3]
+    status = RunStatus.read(trained.run.folder)
+    assert (status.state, status.step, status.checkpoint) == ("finished", 4, "step-000004")
+    assert "died" in (status.error or "")
     assert largest_difference(trained, undisturbed) <= 1e-6
 
 

@@ -108,8 +108,11 @@ def test_unknown_override_names_the_field() -> None:
 
 
 @pytest.mark.slow
-def test_tune_runs_a_grid(cluster: None, table: Path, tmp_path: Path) -> None:
-    config = small_config(table).env_runners(num_env_runners=1).learners(num_learners=1)
+@pytest.mark.parametrize(
+    "actors", [{"actors.count": 1}, {"actors.count": 0, "actors.max": 1}], ids=["fixed", "elastic"]
+)
+def test_tune_runs_a_grid(actors: dict[str, int], cluster: None, table: Path, tmp_path: Path) -> None:
+    config = small_config(table).training(overrides=actors).learners(num_learners=1)
     space = config.training(overrides={"optimizer.lr": tune.grid_search([1e-3, 5e-3])})
     results = tune.Tuner(
         CPO,

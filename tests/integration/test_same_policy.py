@@ -31,6 +31,9 @@ def test_training_changes_the_policy_and_records_its_staleness(undisturbed: Trai
     assert [row["staleness"] for row in rows] == [0, 1, 1, 1]
     assert any(row["informative"] > 0 for row in rows)
     assert len({row["loss"] for row in rows}) > 1
+    log = (undisturbed.run.logs / "attempt-1.log").read_text()
+    assert [f"attempt=1 step={step}/4 reward=" in log for step in (1, 2, 3, 4)] == [True] * 4
+    assert log.endswith("attempt=1 ended after step 4 of 4\n")
 
 
 @pytest.mark.parametrize(("actors", "learners"), [pytest.param(1, 0, marks=pytest.mark.slow), (2, 1)])

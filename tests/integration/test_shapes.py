@@ -91,7 +91,10 @@ def test_losses_go_on_in_another_shape(
         group.shutdown()
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.shows("Checkpoints from every number of learners and ZeRO stage to every other")
 def test_losses_go_on_in_every_other_shape(
     policy_files: PolicyFiles, records: list[RolloutRecord], tmp_path: Path
 ) -> None:

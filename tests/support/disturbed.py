@@ -138,14 +138,14 @@ class Disturbed:
             self.fault()
             fault(algorithm)
 
-    def recovery_s(self) -> float:
+    def recovery_s(self) -> float | None:
         """From a fault until a step is finished whose rollouts were given out after it: the longest of all faults."""
         end = self._finished[-1][1]
         waits = [
             next((when for step, when in self._finished if step > done + STALENESS and when > at), end) - at
             for done, at in self._faults
         ]
-        return max(waits)
+        return max(waits, default=None)
 
     def check(
         self,

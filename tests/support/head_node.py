@@ -16,12 +16,13 @@ from tests.support.waiting import wait_until
 
 BIN = Path(sys.executable).parent
 START_S = 200.0
+WITHOUT_TOKEN = {"RAY_AUTH_MODE": "disabled"}  # whatever token lies at home
 
 
 @contextmanager
 def head_node(folder: Path, environment: Mapping[str, str], **options: object) -> Iterator[tuple[psutil.Process, str]]:
     """The head's process and its address; ``options`` of `ray start` beside those that keep it apart from others."""
-    port = free_port()
+    port = options.get("port", free_port())
     session = f"/tmp/{secrets.token_hex(4)}"  # Ray's sockets need short paths
     apart = {
         "port": port,

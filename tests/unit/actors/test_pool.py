@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 
+from actors.death import Death
 from actors.host import ActorLost, ActorUnreachable, Done
 from actors.places import LOAD_TRIES
 from actors.pool import IN_FLIGHT_PER_ACTOR, SLOW_AFTER_TASKS, CollectAbandoned, RolloutPool
@@ -72,7 +73,7 @@ class ScriptedHost:
     def call(self, handle: str, method: str, done: Done, *arguments: object, apart: int = 0) -> None:
         with self.lock:
             if handle in self.dead:
-                done(None, ActorLost("it was dead"))
+                done(None, ActorLost(Death("killed", "it was dead")))
             elif handle in self.calls:
                 self.calls[handle].append((method, done, arguments))
                 self.longest = max(self.longest, sum(name == "sample_apart" for name, _, _ in self.calls[handle]))
@@ -110,7 +111,7 @@ class ScriptedHost:
     def _lose(self, handle: str, why: str) -> None:
         with self.lock:
             self.dead.add(handle)
-            self._drop(handle, ActorLost(why))
+            self._drop(handle, ActorLost(Death("killed", why)))
 
     def _drop(self, handle: str, error: Exception) -> None:
         self.at_work.pop(handle, None)
@@ -227,7 +228,7 @@ def test_item_that_kills_its_actor_is_set_aside_without_its_neighbours(pool_of: 
     pool = pool_of(host, actors)
     results = pool.collect(pool.submit([task("a", "bad"), task("b", "c"), task("d"), task("e")]))
     found = {name: reason for result in results for name, reason in outcome(result).items()}
-    assert found == {"bad": "failed 3 times: the rollout actor died"} | dict.fromkeys("abcde", "answered")
+    assert found == {"bad": "failed 3 times: the rollout actor died: it died"} | dict.fromkeys("abcde", "answered")
     assert pool.lost_actors == 3
 
 

@@ -1,5 +1,6 @@
 """`vm.yaml` as `ray up` reads it, and beside the Kubernetes manifests, whose groups it offers."""
 
+import re
 from pathlib import Path
 
 import jsonschema
@@ -62,6 +63,13 @@ def test_every_node_asks_for_the_token_and_no_port_is_opened(declared):
         assert "RAY_AUTH_MODE=token" in start
         assert "--dashboard-host" not in start  # loopback; `ray dashboard` comes by ssh
     assert "security_group" not in declared["provider"]
+
+
+def test_a_stopped_job_may_save_before_ray_kills_it(declared):
+    config = load_config(DEPLOY / "kuberay" / "base" / "cluster" / "train.toml", [])
+    (start,) = [each for each in declared["worker_start_ray_commands"] if " ray start " in each]
+    (seconds,) = re.findall(r"RAY_JOB_STOP_WAIT_TIME_S=(\d+)", start)
+    assert float(seconds) >= config.run.stop_grace_s + 30  # a checkpoint
 
 
 def test_what_is_installed_is_pinned_and_what_is_sent_is_there(declared):

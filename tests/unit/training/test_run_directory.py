@@ -8,7 +8,7 @@ from cacovid.config import TrainConfig
 from cacovid.errors import UserError
 from cluster.commands.train import train
 from cluster.training.run import TrainingOutcome
-from cluster.training.run_directory import RunDirectory
+from cluster.training.run_directory import RunDirectory, free_name
 
 
 def test_a_run_that_ended_before_its_first_step_may_be_started_again(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_resuming_a_complete_run_says_so_and_starts_nothing(tmp_path: Path, caps
     run.part(2).mkdir(parents=True)
     run.commit_checkpoint(2, keep=1)
     run.release()
-    train(resume=run.folder)
+    train(resume=str(run.folder))
     assert "all 2 steps are done; for more raise run.steps" in capsys.readouterr().out
 
 
@@ -124,15 +124,21 @@ def test_the_finished_runs_command_says_so_and_fresh_starts_over(
     run.part(2).mkdir(parents=True)
     run.commit_checkpoint(2, keep=1)
     run.release()
-    train(out=run.folder, overrides=steps)
+    train(out=str(run.folder), overrides=steps)
     assert "all 2 steps are done" in capsys.readouterr().out
     monkeypatch.setattr(
         "cluster.training.run.train", lambda config, run, *_, **__: TrainingOutcome(run.folder, 0, False, {})
     )
-    train(out=run.folder, overrides=steps, fresh=True)
+    train(out=str(run.folder), overrides=steps, fresh=True)
     assert f"the earlier {run.folder} is now {run.folder}.old" in capsys.readouterr().out
     assert RunDirectory(tmp_path / "run.old").is_complete(2)
     assert run.newest_checkpoint() is None
+
+
+def test_search_for_a_free_name_ends() -> None:
+    assert free_name("run", lambda name: name in {"run.old", "run.old-2"}) == "run.old-3"
+    with pytest.raises(UserError, match=r"run\.old to run\.old-100 are all taken"):
+        free_name("run", lambda name: True)
 
 
 def test_unfinished_checkpoints_do_not_count_and_go(tmp_path: Path) -> None:
@@ -150,6 +156,9 @@ def test_oldest_checkpoints_go(tmp_path: Path) -> None:
         run.part(step).mkdir(parents=True)
         run.commit_checkpoint(step, keep=2)
     assert [path.name for path in sorted(run.checkpoints.iterdir())] == ["step-000002", "step-000003"]
+    run.part(4).mkdir()
+    run.commit_checkpoint(4, keep=1, best=2)
+    assert [path.name for path in sorted(run.checkpoints.iterdir())] == ["step-000002", "step-000004"]
 
 
 def test_row_cut_off_by_a_kill_is_left_out(tmp_path: Path) -> None:

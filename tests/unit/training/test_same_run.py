@@ -12,7 +12,18 @@ SAVED = TrainConfig()
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("actors.count", 7), ("actors.max", 9), ("learners.count", 4), ("learners.zero_stage", 3), ("run.steps", 500)],
+    [
+        ("actors.count", 7),
+        ("actors.max", 9),
+        ("learners.count", 4),
+        ("learners.zero_stage", 3),
+        ("run.steps", 500),
+        ("run.reuse_bytes", 0),
+        ("run.tracking", ("mlflow",)),
+        ("run.mlflow_uri", "http://here:5000"),
+        ("run.store_timeout_s", 5),
+        ("evaluation.every", 4),
+    ],
 )
 def test_places_may_change_and_steps_may_be_added(field: str, value: int) -> None:
     check_same_run(SAVED, with_overrides(SAVED, {field: value}), "runs/one")
