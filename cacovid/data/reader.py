@@ -27,6 +27,7 @@ class ItemReader:
 
     Attributes:
         encode_seconds: Wall time spent in :meth:`encode` so far.
+        tower_attention: Whether the vision tower's attention is recorded with a clip's features.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class ItemReader:
         self.max_pixels = max_pixels
         self.cache = cache
         self.encode_seconds = 0.0
+        self.tower_attention = False
         self._last: tuple[Clip, VideoFeatures] | None = None
 
     @classmethod
@@ -72,13 +74,14 @@ class ItemReader:
             self.encode_seconds += time.perf_counter() - started
 
     def _features(self, clip: Clip) -> VideoFeatures:
-        if self._last is None or self._last[0] != clip:
+        stale = self.tower_attention and self._last is not None and self._last[1].tower is None
+        if self._last is None or self._last[0] != clip or stale:
             self._last = (clip, self._watch(clip) if self.cache is None else self._watch_cached(clip, self.cache))
         return self._last[1]
 
     def _watch_cached(self, clip: Clip, cache: EmbeddingCache) -> VideoFeatures:
-        content = content_key(clip.video)
-        key = feature_key(content, self.video_llm.encoding_key, self.num_frames, clip.start, clip.end)
+        encoding = self.video_llm.encoding_key + ("+attention" if self.tower_attention else "")
+        key = feature_key(content_key(clip.video), encoding, self.num_frames, clip.start, clip.end)
         features = cache.get(key)
         if features is None:
             features = self._watch(clip)
@@ -87,4 +90,4 @@ class ItemReader:
 
     def _watch(self, clip: Clip) -> VideoFeatures:
         video = read_frames(clip.video, self.num_frames, self.max_pixels, start=clip.start, end=clip.end)
-        return self.video_llm.watch(video.frames, fps=video.fps)
+        return self.video_llm.watch(video.frames, fps=video.fps, tower_attention=self.tower_attention)
