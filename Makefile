@@ -50,6 +50,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.ray_cost
+	$(BIN)/python -m benchmarks.compression_time
 
 bench-serve: setup
 	$(BIN)/python -m benchmarks.service

@@ -10,3 +10,10 @@ class UserError(ValueError):
 
 class BadItem(UserError):
     """One video question that cannot be used; the run sets it aside (``skipped.jsonl``) and goes on."""
+
+
+class NotDefined(Exception):
+    """A method's own definition does not cover this model, clip or budget; the message says why.
+
+    Not a failure: tables show the method's row as not defined, with the reason.
+    """

@@ -13,6 +13,8 @@ from cacovid.answering.reward import reward
 from cacovid.errors import BadItem
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.encoded import Encoded
+from cacovid.models.inside import answering_with
+from cacovid.models.reduction import Reduction
 from cacovid.records import VideoQuestion
 
 
@@ -44,6 +46,24 @@ def score(video_llm: VideoLLM, encoded: Encoded, item: VideoQuestion, keep: Tens
         reward=torch.tensor(rewards, dtype=torch.float32),
         likelihood=torch.zeros(len(texts)),
     )
+
+
+def score_reduction(
+    video_llm: VideoLLM, encoded: Encoded, item: VideoQuestion, reduction: Reduction
+) -> tuple[Scores, list[int]]:
+    """:func:`score` of one reduction, merged rows and steps within the LLM included.
+
+    Returns:
+        Scores of one row, and the video tokens at each LLM layer.
+
+    Raises:
+        BadItem: As :func:`score`.
+        NotDefined: A step within the LLM cannot be taken.
+    """
+    seen = reduction.applied(encoded)
+    with answering_with(video_llm, seen, reduction) as tokens:
+        scores = score(video_llm, seen, item, reduction.keep[None].to(video_llm.device))
+    return scores, tokens
 
 
 def _score_options(video_llm: VideoLLM, encoded: Encoded, item: VideoQuestion, keep: Tensor) -> Scores:

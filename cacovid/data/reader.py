@@ -26,6 +26,7 @@ class ItemReader:
 
     Attributes:
         encode_seconds: Wall time spent in :meth:`encode` so far.
+        tower_attention: Whether the vision tower's attention is recorded with a clip's features.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class ItemReader:
         self.max_pixels = max_pixels
         self.cache = cache
         self.encode_seconds = 0.0
+        self.tower_attention = False
         self._last: tuple[str, VideoFeatures] | None = None
 
     @classmethod
@@ -71,12 +73,14 @@ class ItemReader:
             self.encode_seconds += time.perf_counter() - started
 
     def _features(self, path: str) -> VideoFeatures:
-        if self._last is None or self._last[0] != path:
+        stale = self.tower_attention and self._last is not None and self._last[1].tower is None
+        if self._last is None or self._last[0] != path or stale:
             self._last = (path, self._watch(path) if self.cache is None else self._watch_cached(path, self.cache))
         return self._last[1]
 
     def _watch_cached(self, path: str, cache: EmbeddingCache) -> VideoFeatures:
-        key = feature_key(content_key(path), self.video_llm.encoding_key, self.num_frames)
+        encoding = self.video_llm.encoding_key + ("+attention" if self.tower_attention else "")
+        key = feature_key(content_key(path), encoding, self.num_frames)
         features = cache.get(key)
         if features is None:
             features = self._watch(path)
@@ -85,4 +89,4 @@ class ItemReader:
 
     def _watch(self, path: str) -> VideoFeatures:
         video = read_frames(path, self.num_frames, self.max_pixels)
-        return self.video_llm.watch(video.frames, fps=video.fps)
+        return self.video_llm.watch(video.frames, fps=video.fps, tower_attention=self.tower_attention)

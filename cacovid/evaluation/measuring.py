@@ -1,51 +1,52 @@
 """Every method at every retention ratio on the same questions, with the same budgets.
 
-    item ──reader──► case ──all tokens───────────────────────────────► reward ──► full accuracy
-                       └──each ratio: k tokens of every method──batch──► rewards ──► accuracy, evidence recall
-                       └──methods that score tokens──────────────────────────────► question-awareness
+    item ──reader──► case ──question──► answers of all methods, or why there are none ──► sums ──► EvaluationResult
 
-An item is decoded and encoded once. All methods with one budget are answered in one batch, and
-tokens that several methods agree on are answered once. Nothing of an item counts before all of it is
-measured; the sums become an ``EvaluationResult``, which ``reports`` writes.
-
-Shape legend: N video tokens, k retained tokens, M distinct selections of one budget.
+An item is decoded and encoded once. Nothing of an item counts before all of it is measured; ``reports`` writes the
+result.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
-
-from cacovid.answering.scoring import score
 from cacovid.data.reader import ItemReader
 from cacovid.data.skipped import SkippedItems
 from cacovid.errors import BadItem, UserError
-from cacovid.evaluation.awareness import question_awareness
-from cacovid.evaluation.result import EvaluationResult, Row
+from cacovid.evaluation.question import Answer, Cell, Measured, measure_question
+from cacovid.evaluation.result import EvaluationResult, Row, Undefined
 from cacovid.evaluation.statistics import Tally
 from cacovid.methods.policy_method import PolicyMethod
-from cacovid.methods.protocol import EvaluationCase, ScoringMethod, SelectionMethod
+from cacovid.methods.protocol import EvaluationCase, Method, TrainingFree
 from cacovid.methods.registry import UNTRAINED
 from cacovid.methods.selection import budget
 from cacovid.records import VideoQuestion
 
 Progress = Callable[[int, int], None]  # items done, items in all
-Cell = tuple[str, float]  # method, retention
 
 
 @dataclass
 class _Totals:
     full: Tally = field(default_factory=Tally)
-    accuracy: dict[Cell, Tally] = field(default_factory=lambda: defaultdict(Tally))
-    recall: dict[Cell, Tally] = field(default_factory=lambda: defaultdict(Tally))
+    answers: dict[Cell, list[tuple[str, Answer]]] = field(default_factory=lambda: defaultdict(list))  # by video
+    reasons: dict[Cell, list[str]] = field(default_factory=lambda: defaultdict(list))
     awareness: dict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
+
+    def add(self, video: str, measured: Measured) -> None:
+        """Take in one question about ``video``."""
+        self.full.add(measured.full, video)
+        for cell, answer in measured.answers.items():
+            self.answers[cell].append((video, answer))
+        for cell, reason in measured.reasons.items():
+            self.reasons[cell].append(reason)
+        for name, area in measured.awareness.items():
+            if area is not None:
+                self.awareness[name].add(area, video)
 
 
 def evaluate(
     reader: ItemReader,
-    methods: Sequence[SelectionMethod],
+    methods: Sequence[Method],
     items: Sequence[VideoQuestion],
     retentions: Sequence[float],
     *,
@@ -57,7 +58,8 @@ def evaluate(
 
     Args:
         reader: the frozen Video-LLM with its video reader; its model configuration says how long
-            generated answers get and which positions retained tokens take.
+            generated answers get and which positions retained tokens take. It is told to record the vision tower's
+            attention where a method needs it.
         methods: from :func:`cacovid.methods.registry.build_methods` or of your own making.
         items: questions; neighbours about the same video are cheapest.
         retentions: shares of video tokens to keep, each in (0, 1].
@@ -70,15 +72,19 @@ def evaluate(
         BadItem: an unusable item, if ``skipped`` is None.
     """
     ratios = check_retentions(retentions)
+    if any(isinstance(method, TrainingFree) and method.needs_tower_attention for method in methods):
+        reader.tower_attention = True
     totals = _Totals()
     for done, item in enumerate(items, start=1):
         try:
-            _measure(reader, methods, EvaluationCase(item, reader.encode(item), seed), ratios, totals)
+            case = EvaluationCase(item, reader.encode(item), seed)
+            measured = measure_question(reader.video_llm, methods, case, ratios)
         except BadItem as error:
             if skipped is None:
                 raise
             skipped.add(item.id, item.video, str(error))
         else:
+            totals.add(item.video, measured)
             if skipped is not None:
                 skipped.use()
         if progress is not None:
@@ -99,75 +105,40 @@ def check_retentions(retentions: Sequence[float]) -> list[float]:
     return sorted(set(retentions), reverse=True)
 
 
-def _measure(
-    reader: ItemReader,
-    methods: Sequence[SelectionMethod],
-    case: EvaluationCase,
-    ratios: Sequence[float],
-    totals: _Totals,
-) -> None:
-    """One item; nothing is counted if it turns out to be unusable."""
-    evidence = frozenset(case.evidence())
-    tokens = case.input.grid.tokens
-    full = _rewards(reader, case, torch.arange(tokens)[None])[0]
-    measured: list[tuple[Cell, float, float | None]] = []
-    for ratio in ratios:
-        if case.budget(ratio) == tokens:  # nothing to select
-            kept, rewards = [torch.arange(tokens)] * len(methods), [full] * len(methods)
-        else:
-            kept = [_checked(method, case, ratio) for method in methods]
-            rewards = _rewards(reader, case, torch.stack(kept))
-        for method, chosen, reward in zip(methods, kept, rewards, strict=True):
-            recall = len(evidence & set(chosen.tolist())) / len(evidence) if evidence else None
-            measured.append(((method.name, ratio), reward, recall))
-    awareness = [
-        (method.name, question_awareness(case, method.token_scores(case)))
-        for method in methods
-        if isinstance(method, ScoringMethod)
-    ]
-    video = case.item.video
-    totals.full.add(full, video)
-    for cell, reward, recall in measured:
-        totals.accuracy[cell].add(reward, video)
-        if recall is not None:
-            totals.recall[cell].add(recall, video)
-    for name, area in awareness:
-        if area is not None:
-            totals.awareness[name].add(area, video)
-
-
-def _checked(method: SelectionMethod, case: EvaluationCase, retention: float) -> Tensor:
-    """(k,) the method's tokens, if it keeps to the budget and the order."""
-    kept = method.select(case, retention)
-    assert kept.shape == (case.budget(retention),), f"{method.name} kept {tuple(kept.shape)} tokens"
-    assert bool((kept[1:] > kept[:-1]).all()), f"{method.name}: indices are not ascending"
-    return kept
-
-
-def _rewards(reader: ItemReader, case: EvaluationCase, keep: Tensor) -> list[float]:
-    """Rewards of (M, k) selections; equal ones are answered once."""
-    distinct, place = keep.unique(dim=0, return_inverse=True)
-    scores = score(reader.video_llm, case.encoded, case.item, distinct.to(reader.video_llm.device))
-    return [float(value) for value in scores.reward[place]]
+def _row(method: str, ratio: float, answers: Sequence[tuple[str, Answer]]) -> Row:
+    accuracy, recall, before, mean, seconds = (Tally() for _ in range(5))
+    for video, answer in answers:
+        accuracy.add(answer.reward, video)
+        before.add(answer.input_share, video)
+        mean.add(answer.mean_share, video)
+        seconds.add(answer.seconds, video)
+        if answer.recall is not None:
+            recall.add(answer.recall, video)
+    return Row(
+        method,
+        ratio,
+        accuracy.total / accuracy.count,
+        accuracy.stderr(),
+        recall.mean(),
+        accuracy.count,
+        before.total / before.count,
+        mean.total / mean.count,
+        1000 * seconds.total / seconds.count,
+    )
 
 
 def _result(
     reader: ItemReader,
-    methods: Sequence[SelectionMethod],
+    methods: Sequence[Method],
     ratios: Sequence[float],
     totals: _Totals,
     seed: int,
     set_aside: int,
 ) -> EvaluationResult:
-    rows = []
-    for method in methods:
-        for ratio in ratios:
-            cell = (method.name, ratio)
-            tally = totals.accuracy[cell]
-            accuracy = tally.mean()
-            assert accuracy is not None
-            recall = totals.recall[cell].mean()
-            rows.append(Row(method.name, ratio, accuracy, tally.stderr(), recall, tally.count))
+    cells = [(method.name, ratio) for method in methods for ratio in ratios]
+    # A row over some of the questions could not be compared with the others.
+    undefined = [Undefined(*cell, found[0], len(found)) for cell in cells if (found := totals.reasons.get(cell))]
+    rows = [_row(*cell, totals.answers[cell]) for cell in cells if cell not in totals.reasons]
     full = totals.full.mean()
     assert full is not None
     awareness = {name: mean for name, tally in totals.awareness.items() if (mean := tally.mean()) is not None}
@@ -183,4 +154,5 @@ def _result(
         full_stderr=totals.full.stderr(),
         question_awareness=awareness,
         skipped=set_aside,
+        undefined=tuple(undefined),
     )

@@ -15,7 +15,6 @@ class PolicyMethod:
         self.name = name
         self.policy = policy
         self.selection = selection
-        self._last: tuple[EvaluationCase, PolicyOutput] | None = None
 
     def select(self, case: EvaluationCase, retention: float) -> Tensor:
         """The tokens that ``selection`` retains."""
@@ -27,7 +26,4 @@ class PolicyMethod:
         return self._output(case).token_scores[0].float().cpu()
 
     def _output(self, case: EvaluationCase) -> PolicyOutput:
-        """The policy runs once a case, however many ratios are asked for."""
-        if self._last is None or self._last[0] is not case:
-            self._last = (case, self.policy.logits([case.input]))
-        return self._last[1]
+        return self.policy.logits([case.input])

@@ -1,9 +1,11 @@
-"""What a compression method is: given one encoded question and a retention ratio, the tokens to keep.
+"""What a compression method is: given one encoded question and a retention ratio, a reduction of its tokens.
 
-    VideoQuestion + Encoded -> EvaluationCase -> SelectionMethod.select(case, retention) -> k tokens -> the answer
+    VideoQuestion + Encoded -> EvaluationCase -> select(case, retention) -> k tokens    -> the answer
+                                              -> reduce(case, retention) -> a Reduction -> the answer
 
-A method of your own is any object with a name and ``select``. One that the command line knows is a
-:class:`Baseline` in a file of ``baselines`` and a line in the registry.
+A method of your own is any object with a name and ``select``; one that merges rows or acts within the LLM has
+``reduce`` instead. One that the command line knows is a :class:`Baseline` (or :class:`ReducingBaseline`) in a file of
+``baselines`` and a line in the registry.
 
 Shape legend: N video tokens, T frames (temporal steps), k retained tokens.
 """
@@ -20,6 +22,7 @@ from cacovid.errors import UserError
 from cacovid.methods.selection import budget
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.encoded import Encoded
+from cacovid.models.reduction import Reduction
 from cacovid.records import PolicyInput, VideoQuestion
 from cacovid.seeding import generator
 
@@ -62,7 +65,7 @@ class EvaluationCase:
 
 
 class SelectionMethod(Protocol):
-    """The whole interface of a method; one instance sees many cases, one after the other."""
+    """The whole interface of a method that chooses tokens; one instance sees many cases, one after the other."""
 
     @property
     def name(self) -> str:
@@ -75,6 +78,27 @@ class SelectionMethod(Protocol):
 
 
 @runtime_checkable
+class ReducingMethod(Protocol):
+    """The interface of a method that merges tokens or acts within the LLM."""
+
+    @property
+    def name(self) -> str:
+        """The method's row in tables."""
+        ...
+
+    def reduce(self, case: EvaluationCase, retention: float) -> Reduction:
+        """At most ``case.budget(retention)`` tokens as mean over the LLM's layers.
+
+        Raises:
+            NotDefined: the method's definition does not cover this model, clip or budget.
+        """
+        ...
+
+
+Method = SelectionMethod | ReducingMethod
+
+
+@runtime_checkable
 class ScoringMethod(Protocol):
     """A method that scores tokens; its question-awareness can be measured."""
 
@@ -83,20 +107,47 @@ class ScoringMethod(Protocol):
         ...
 
 
-class Baseline(ABC):
+class TrainingFree(ABC):
     """A method without training that a user can name."""
 
     name: ClassVar[str]
     needs_evidence: ClassVar[bool] = False  # reads the answer's place: for tables of known evidence alone
+    needs_tower_attention: ClassVar[bool] = False  # reads what the vision tower looked at, which costs a recording
 
     @classmethod
     def for_model(cls, video_llm: VideoLLM) -> Self:
         """The method for questions encoded by ``video_llm``."""
         return cls()
 
+
+class Baseline(TrainingFree):
+    """One that chooses tokens by what it reads before the LLM: servers can run it too."""
+
     @abstractmethod
     def select(self, case: EvaluationCase, retention: float) -> Tensor:
         """As :meth:`SelectionMethod.select`."""
+
+
+class ReducingBaseline(TrainingFree):
+    """One that merges tokens or acts within the LLM."""
+
+    @abstractmethod
+    def reduce(self, case: EvaluationCase, retention: float) -> Reduction:
+        """As :meth:`ReducingMethod.reduce`."""
+
+
+def reduction_by(method: Method, case: EvaluationCase, retention: float) -> Reduction:
+    """What ``method`` makes of one case, if it keeps to the protocol."""
+    if isinstance(method, ReducingMethod):
+        reduction = method.reduce(case, retention)
+        keep = reduction.keep
+        assert 0 < len(keep) <= case.input.grid.tokens, f"{method.name} kept {len(keep)} tokens"
+    else:
+        keep = method.select(case, retention)
+        assert keep.shape == (case.budget(retention),), f"{method.name} kept {tuple(keep.shape)} tokens"
+        reduction = Reduction(keep)
+    assert bool((keep[1:] > keep[:-1]).all()), f"{method.name}: indices are not ascending"
+    return reduction
 
 
 def check_evidence(method: str, item: VideoQuestion) -> None:

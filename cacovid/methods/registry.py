@@ -5,23 +5,48 @@ from collections.abc import Mapping, Sequence
 from cacovid.config import RunConfig, SelectionConfig, TrainConfig
 from cacovid.errors import UserError
 from cacovid.methods.baselines.divprune import DivPrune
+from cacovid.methods.baselines.evs import EVS
+from cacovid.methods.baselines.fastv import FastV, FastVBehind
+from cacovid.methods.baselines.fewer_frames import FewerFrames
+from cacovid.methods.baselines.flashvid import FlashVID
+from cacovid.methods.baselines.framefusion import FrameFusion, FrameFusionBehind
+from cacovid.methods.baselines.holitom import HoliTom
+from cacovid.methods.baselines.lower_resolution import LowerResolution
 from cacovid.methods.baselines.oracle import OracleEvidence
+from cacovid.methods.baselines.prunevid import PruneVID
 from cacovid.methods.baselines.random_tokens import RandomTokens
 from cacovid.methods.baselines.text_cosine import TextCosine
 from cacovid.methods.baselines.uniform import UniformTokens
+from cacovid.methods.baselines.vidcom2 import VidCom2
+from cacovid.methods.baselines.visionzip import VisionZip
 from cacovid.methods.policy_method import PolicyMethod
-from cacovid.methods.protocol import Baseline, SelectionMethod, check_evidence
+from cacovid.methods.protocol import Baseline, Method, ReducingBaseline, check_evidence
 from cacovid.models.adapter import VideoLLM
 from cacovid.policy.base import CompressionPolicy
 from cacovid.policy.build import policy_for
 from cacovid.records import VideoQuestion
 
-BASELINES: dict[str, type[Baseline]] = {
-    DivPrune.name: DivPrune,
-    TextCosine.name: TextCosine,
-    UniformTokens.name: UniformTokens,
-    RandomTokens.name: RandomTokens,
-    OracleEvidence.name: OracleEvidence,
+BASELINES: dict[str, type[Baseline] | type[ReducingBaseline]] = {
+    method.name: method
+    for method in (
+        DivPrune,
+        VidCom2,
+        EVS,
+        VisionZip,
+        FlashVID,
+        HoliTom,
+        PruneVID,
+        FrameFusion,
+        FrameFusionBehind,
+        FastV,
+        FastVBehind,
+        TextCosine,
+        FewerFrames,
+        LowerResolution,
+        UniformTokens,
+        RandomTokens,
+        OracleEvidence,
+    )
 }
 POLICY, UNTRAINED = "policy", "untrained"
 KNOWN: tuple[str, ...] = (POLICY, UNTRAINED, *BASELINES)
@@ -34,7 +59,7 @@ def build_methods(
     *,
     seed: int,
     selection: SelectionConfig | None = None,
-) -> list[SelectionMethod]:
+) -> list[Method]:
     """The methods of ``names``, in their order.
 
     Args:
@@ -53,7 +78,7 @@ def build_methods(
     for policy in policies.values():
         policy.check_model(video_llm.fingerprint, video_llm.hidden_size)
         policy.to(video_llm.device).eval()
-    methods: list[SelectionMethod] = []
+    methods: list[Method] = []
     for name in names:
         if name in BASELINES:
             methods.append(BASELINES[name].for_model(video_llm))

@@ -15,14 +15,14 @@ T frames, D width, V vocabulary.
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -30,8 +30,11 @@ from cacovid.config import ModelConfig, Positions
 from cacovid.errors import BadItem, UserError
 from cacovid.models.encoded import Encoded, VideoFeatures, joint_grid
 from cacovid.models.fingerprint import model_fingerprint, stable_json, text_digest
+from cacovid.models.listening import listening
 from cacovid.models.options import option_token_ids
 from cacovid.models.packing import injected_rows, kept_columns, packed_positions
+from cacovid.models.tower_attention import Recorder, TowerAttention, pooled_blocks
+from cacovid.records import TokenGrid
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +79,11 @@ class VideoLLM(ABC):
         )
         self._option_tokens: dict[tuple[str, ...], list[int]] = {}
 
+    @property
+    def decoder_layers(self) -> Any:  # noqa: ANN401 - an nn.ModuleList
+        """The LLM's layers."""
+        return self.model.get_decoder().layers
+
     # What a family supplies -----------------------------------------------------------------------
 
     @property
@@ -87,6 +95,17 @@ class VideoLLM(ABC):
     @abstractmethod
     def _run_tower(self, inputs: Mapping[str, Any], placeholder: str, fps: float) -> VideoFeatures:
         """Vision tower and projector on the processor's output for one clip."""
+
+    def _tower(self) -> tuple[Any, Any] | None:
+        """The vision tower (a PreTrainedModel) and the attention module of its layer that the projector reads.
+
+        None where it cannot be listened to: methods that need the tower's attention are then not defined.
+        """
+        return None
+
+    def _pool_patches(self, patches: Tensor, grid: TokenGrid) -> Tensor:
+        """(N, d) float32: what ``patches`` (T, P, d), in the tower's order, are as tokens."""
+        return pooled_blocks(patches, grid)
 
     def _positions(self, input_ids: Tensor, clips: Sequence[VideoFeatures]) -> Tensor:
         """(P, L) position ids of the whole prompt ``input_ids`` (L,)."""
@@ -122,12 +141,13 @@ class VideoLLM(ABC):
         content = [{"type": "video"}, {"type": "text", "text": prompt}]
         return self.encode_chat([{"role": "user", "content": content}], [features])
 
-    def watch(self, frames: NDArray[np.uint8], *, fps: float = 1.0) -> VideoFeatures:
+    def watch(self, frames: NDArray[np.uint8], *, fps: float = 1.0, tower_attention: bool = False) -> VideoFeatures:
         """Run processor, vision tower and projector on one clip (T, H, W, 3) uint8 RGB.
 
         Args:
             frames: The clip; the same features serve every question about it.
             fps: Frames per second of ``frames``, for families that tell the model the time.
+            tower_attention: Record what the tower attended to as well; its attention then runs as ``sdpa``.
 
         Raises:
             BadItem: ``frames`` is not such an array or ``fps`` is not positive.
@@ -135,7 +155,24 @@ class VideoLLM(ABC):
         inputs, placeholder = self.preprocess(frames, fps)
         # A caller's inference mode would make tensors that a policy could not learn from.
         with torch.inference_mode(False), torch.no_grad():
-            return self._run_tower(inputs, placeholder, fps).to(self.device, self.dtype)
+            watched = self._tower() if tower_attention else None
+            if watched is None:
+                return self._run_tower(inputs, placeholder, fps).to(self.device, self.dtype)
+            return self._run_watched(*watched, inputs, placeholder, fps).to(self.device, self.dtype)
+
+    def _run_watched(
+        self,
+        tower: Any,  # noqa: ANN401
+        module: nn.Module,
+        inputs: Mapping[str, Any],
+        placeholder: str,
+        fps: float,
+    ) -> VideoFeatures:
+        recorder = Recorder()
+        with listening(tower, {module: recorder}):
+            clip = self._run_tower(inputs, placeholder, fps)
+        rows = self._pool_patches(recorder.patches(clip.grid.frames), clip.grid)
+        return replace(clip, tower=TowerAttention(rows[:, 0].contiguous(), rows[:, 1:].contiguous()))
 
     def preprocess(self, frames: NDArray[np.uint8], fps: float) -> tuple[Mapping[str, Any], str]:
         """The processor's output for one clip, and the text that stands for the clip in a prompt.
@@ -236,6 +273,7 @@ class VideoLLM(ABC):
             pinned=pinned,
             pinned_columns=pinned_columns,
             deepstack=tuple(torch.cat(level) for level in zip(*(clip.deepstack for clip in clips), strict=True)),
+            tower=_joint_tower([clip.tower for clip in clips]),
         )
 
     # Answering from a part of the video -----------------------------------------------------------
@@ -325,6 +363,13 @@ class VideoLLM(ABC):
             prompt = self._render([{"role": "user", "content": [{"type": "text", "text": "?"}]}])
             self._option_tokens[key] = option_token_ids(self.processor.tokenizer, prompt, key)
         return self._option_tokens[key]
+
+
+def _joint_tower(clips: list[TowerAttention | None]) -> TowerAttention | None:
+    known = [clip for clip in clips if clip is not None]
+    if not known or len(known) < len(clips):
+        return None
+    return TowerAttention(torch.cat([each.received for each in known]), torch.cat([each.keys for each in known]))
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:  # noqa: ANN401

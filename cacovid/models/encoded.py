@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cacovid.errors import UserError
+from cacovid.models.tower_attention import TowerAttention
 from cacovid.records import PolicyInput, TokenGrid, tensor_bytes
 
 
@@ -29,11 +30,13 @@ class VideoFeatures:
     pinned_slots: tuple[int, ...] = ()  # (M,) their places among the clip's N + M video columns, ascending
     deepstack: tuple[Tensor, ...] = ()  # each (N, D): added to the video columns after the first layers
     seconds_per_step: float = 1.0  # time between two temporal steps
+    tower: TowerAttention | None = None  # where its recording was asked for
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name, for storage."""
         levels = {f"deepstack.{level}": rows for level, rows in enumerate(self.deepstack)}
-        return {"features": self.features, "pinned": self.pinned, **levels}
+        tower = {} if self.tower is None else {f"tower.{name}": rows for name, rows in vars(self.tower).items()}
+        return {"features": self.features, "pinned": self.pinned, **levels, **tower}
 
     def metadata(self) -> dict[str, Any]:
         """Everything else, as plain JSON values."""
@@ -56,6 +59,9 @@ class VideoFeatures:
             pinned_slots=tuple(metadata["pinned_slots"]),
             deepstack=tuple(tensors[f"deepstack.{level}"] for level in range(levels)),
             seconds_per_step=metadata["seconds_per_step"],
+            tower=TowerAttention(tensors["tower.received"], tensors["tower.keys"])
+            if "tower.received" in tensors
+            else None,
         )
 
     def nbytes(self) -> int:
@@ -64,7 +70,11 @@ class VideoFeatures:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "VideoFeatures":
         """The same features on ``device`` as ``dtype``."""
-        moved = {name: rows.to(device, dtype) for name, rows in self.tensors().items()}
+        # Attention is ranked: as bfloat16 neighbours would tie.
+        moved = {
+            name: rows.to(device, torch.float32 if name.startswith("tower.") else dtype)
+            for name, rows in self.tensors().items()
+        }
         return VideoFeatures.from_parts(moved, self.metadata())
 
 
@@ -85,6 +95,7 @@ class Encoded:
     pinned: Tensor  # (M, D)
     pinned_columns: Tensor  # (M,) int64 ascending
     deepstack: tuple[Tensor, ...] = ()  # each (N, D)
+    tower: TowerAttention | None = None  # of all clips; None where any of them lacks it
 
     @property
     def length(self) -> int:

@@ -21,3 +21,7 @@ class InternVL(VideoLLM):
         side = isqrt(rows.shape[1])
         grid = TokenGrid(rows.shape[0], side, side)
         return VideoFeatures(rows.flatten(0, 1), grid, placeholder, rows[0, :0], seconds_per_step=1 / fps)
+
+    def _tower(self) -> tuple[Any, Any]:
+        tower = self.model.model.vision_tower
+        return tower, tower.encoder.layer[self.model.config.vision_feature_layer].attention

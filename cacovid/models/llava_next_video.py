@@ -20,3 +20,8 @@ class LlavaNextVideo(VideoLLM):
         frames = pixels.shape[1]
         side = isqrt(rows.shape[0] // frames)  # frames are cropped to squares
         return VideoFeatures(rows, TokenGrid(frames, side, side), placeholder, rows[:0], seconds_per_step=1 / fps)
+
+    def _tower(self) -> tuple[Any, Any]:
+        tower, layer = self.model.model.vision_tower, self.model.config.vision_feature_layer
+        last = layer if isinstance(layer, int) else layer[-1]
+        return tower, tower.encoder.layers[last if last < 0 else last - 1].self_attn

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.encoded import VideoFeatures
 from cacovid.records import TokenGrid
@@ -27,3 +29,14 @@ class LlavaOnevision(VideoLLM):
             pinned_slots=(grid.tokens,),
             seconds_per_step=1 / fps,
         )
+
+    def _tower(self) -> tuple[Any, Any]:
+        tower, layer = self.model.model.vision_tower, self.model.config.vision_feature_layer
+        last = layer if isinstance(layer, int) else layer[-1]
+        return tower, tower.encoder.layers[last if last < 0 else last - 1].self_attn
+
+    def _pool_patches(self, patches: Tensor, grid: TokenGrid) -> Tensor:
+        vision = self.model.config.vision_config
+        own = patches[:, -((vision.image_size // vision.patch_size) ** 2) :]
+        pooled: Tensor = self.model.model.apply_pooling(own)
+        return pooled.flatten(0, 1)

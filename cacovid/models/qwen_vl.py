@@ -11,9 +11,11 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+from transformers.vision_utils import get_vision_window_index
 
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.encoded import VideoFeatures
+from cacovid.models.tower_attention import pooled_runs
 from cacovid.records import TokenGrid
 
 
@@ -53,6 +55,17 @@ class Qwen25VL(VideoLLM):
     def _deepstack(self, output: Any) -> tuple[Tensor, ...]:  # noqa: ANN401
         return ()
 
+    def _tower(self) -> tuple[Any, Any]:
+        return self.model.model.visual, self.model.model.visual.blocks[-1].attn
+
+    def _pool_patches(self, patches: Tensor, grid: TokenGrid) -> Tensor:
+        """The tower reads its windows one after the other: back into the grid's order."""
+        vision = self.model.config.vision_config
+        merge = vision.spatial_merge_size
+        shape = torch.tensor([[grid.frames, grid.rows * merge, grid.columns * merge]])
+        order, _ = get_vision_window_index(shape, merge, vision.window_size, vision.patch_size)
+        return pooled_runs(patches, grid)[order.argsort().to(patches.device)]
+
     def _positions(self, input_ids: Tensor, clips: Sequence[VideoFeatures]) -> Tensor:
         """(4, L): the text row 0..L-1, then time, height and width."""
         types = self.processor.create_mm_token_type_ids([input_ids.tolist()])
@@ -75,6 +88,9 @@ class Qwen3VL(Qwen25VL):
 
     model_types = ("qwen3_vl",)
     fewest_frames = 2
+
+    def _pool_patches(self, patches: Tensor, grid: TokenGrid) -> Tensor:
+        return pooled_runs(patches, grid)
 
     def _deepstack(self, output: Any) -> tuple[Tensor, ...]:  # noqa: ANN401
         return tuple(level[0] for level in output.deepstack_features)

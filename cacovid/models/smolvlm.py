@@ -28,3 +28,7 @@ class SmolVLM(VideoLLM):
 
     def _injection(self, rows: Tensor, deepstack: tuple[Tensor, ...]) -> BaseModelOutputWithPooling:
         return BaseModelOutputWithPooling(pooler_output=rows.unbind())
+
+    def _tower(self) -> tuple[Any, Any]:
+        tower = self.model.model.vision_model
+        return tower, tower.encoder.layers[-1].self_attn

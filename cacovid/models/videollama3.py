@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.encoded import VideoFeatures
+from cacovid.models.tower_attention import pooled_runs
 from cacovid.records import TokenGrid
 
 
@@ -37,3 +38,10 @@ class VideoLlama3(VideoLLM):
 
     def _injection(self, rows: Tensor, deepstack: tuple[Tensor, ...]) -> BaseModelOutputWithPooling:
         return BaseModelOutputWithPooling(pooler_output=rows.unbind())
+
+    def _tower(self) -> tuple[Any, Any]:
+        tower = self.model.model.vision_model
+        return tower, tower.encoder.layers[-1].self_attn
+
+    def _pool_patches(self, patches: Tensor, grid: TokenGrid) -> Tensor:
+        return pooled_runs(patches, grid)

@@ -22,14 +22,14 @@ def squared_distances(left: Tensor, right: Tensor) -> Tensor:
     return squared.clamp_min(0) / a.shape[-1]
 
 
-def peak_scores(squared: Tensor) -> Tensor:
+def peak_scores(squared: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
     """(M, U) log(density * distance to the nearest denser token) from (M, U, U) squared distances."""
     size = squared.shape[-1]
     if size == 1:
         return squared.new_zeros(squared.shape[:-1])
     itself = torch.eye(size, dtype=torch.bool, device=squared.device)
     others = squared.masked_fill(itself, torch.inf)
-    nearest = others.topk(min(NEIGHBOURS, size - 1), dim=-1, largest=False).values
+    nearest = others.topk(min(neighbours, size - 1), dim=-1, largest=False).values
     log_density = -nearest.mean(dim=-1)  # (M, U)
     index = torch.arange(size, device=squared.device)
     higher = log_density[:, None, :] > log_density[:, :, None]

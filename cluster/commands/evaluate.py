@@ -52,7 +52,7 @@ def evaluate(
     from cacovid.data.skipped import SkippedItems
     from cacovid.embedded.items import evaluation_items
     from cacovid.evaluation import measuring
-    from cacovid.evaluation.reports.files import write_report
+    from cacovid.evaluation.reports.files import undefined_line, write_report
     from cacovid.methods.registry import build_methods, check_names, check_needs
     from cacovid.methods.selection import selection_rule
     from cacovid.policy.base import CompressionPolicy
@@ -77,6 +77,8 @@ def evaluate(
         )
     paths = write_report(result, out)
     progress.console.print(_table(result))
+    for cell in result.undefined:
+        progress.console.print(undefined_line(cell), highlight=False, markup=False, soft_wrap=True)
     for path in (*paths.values(), *([skipped.path] if skipped.skipped else [])):
         progress.console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
 
@@ -112,6 +114,9 @@ def _table(result: "EvaluationResult") -> "Table":
     from rich.markup import escape
     from rich.table import Table
 
+    from cacovid.evaluation.reports.files import UNDEFINED
+    from cacovid.evaluation.result import Row
+
     table = Table(
         title=f"{escape(result.model)}: accuracy in % on {result.questions} questions, {result.clips} clips "
         f"(all tokens {100 * result.full_accuracy:.1f})",
@@ -122,8 +127,10 @@ def _table(result: "EvaluationResult") -> "Table":
         table.add_column(f"{100 * retention:g} %", justify="right")
     table.add_column("AUC", justify="right")
     for method in result.methods:
-        rows = [result.row(method, retention) for retention in result.retentions]
+        rows = [result.cell(method, retention) for retention in result.retentions]
         area = result.question_awareness.get(method)
-        cells = [f"{100 * row.accuracy:.1f} ±{100 * row.stderr:.1f}" for row in rows]
+        cells = [
+            f"{100 * row.accuracy:.1f} ±{100 * row.stderr:.1f}" if isinstance(row, Row) else UNDEFINED for row in rows
+        ]
         table.add_row(escape(method), *cells, "-" if area is None else f"{area:.3f}")
     return table

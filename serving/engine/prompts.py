@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from cacovid.config import Positions
-from cacovid.errors import UserError
-from cacovid.methods.protocol import EvaluationCase
+from cacovid.errors import NotDefined, UserError
+from cacovid.methods.protocol import Baseline, EvaluationCase
 from cacovid.methods.registry import BASELINES
 from cacovid.methods.selection import budget, select_tokens
 from cacovid.models.adapter import VideoLLM
@@ -27,7 +27,13 @@ from serving.engine.records import ALL, POLICY, CompressionWish, EngineRequest, 
 from serving.errors import ApiError, invalid
 from serving.media.records import Clip
 
-TRAINING_FREE = tuple(name for name, method in BASELINES.items() if not method.needs_evidence)
+# Those that choose among tokens by what every request has; what merges them or acts within the LLM is for evaluation.
+SERVED = {
+    name: method
+    for name, method in BASELINES.items()
+    if issubclass(method, Baseline) and not method.needs_evidence and not method.needs_tower_attention
+}
+TRAINING_FREE = tuple(SERVED)
 _OPTION = re.compile(r"^[A-Z][.)] ", re.MULTILINE)
 
 
@@ -107,7 +113,7 @@ class PromptBuilder:
         self._llm = video_llm
         self._config = config
         self._cache = FeatureCache(config.feature_cache_bytes)
-        self._baselines = {name: BASELINES[name].for_model(video_llm) for name in TRAINING_FREE}
+        self._baselines = {name: method.for_model(video_llm) for name, method in SERVED.items()}
         tokenizer = video_llm.processor.tokenizer
         added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
         self._control = tuple(dict.fromkeys([*added, str(video_llm.processor.video_token)]))
@@ -171,7 +177,10 @@ class PromptBuilder:
                 raise invalid("messages", "the last user message holds no word that the model knows: ask something")
             item = VideoQuestion("", "", question, (), "", "free-form", "")
             case = EvaluationCase(item, prompt.encoded, seed=0)
-            prompt.kept = self._baselines[prompt.method].select(case, prompt.retention).cpu()
+            try:
+                prompt.kept = self._baselines[prompt.method].select(case, prompt.retention).cpu()
+            except NotDefined as error:
+                raise invalid("compression.retention", f"{error}: keep more") from error
             assert len(prompt.kept) == budget(prompt.retention, tokens)
         self._check_length(prompt)
 

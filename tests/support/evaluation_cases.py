@@ -4,6 +4,7 @@ import torch
 
 from cacovid.methods.protocol import EvaluationCase
 from cacovid.models.encoded import Encoded
+from cacovid.models.tower_attention import TowerAttention
 from cacovid.records import TokenGrid, VideoQuestion
 
 
@@ -16,8 +17,11 @@ def made_case(
     others: tuple[int, ...] = (),
     seed: int = 0,
     item_id: str = "q",
+    received: torch.Tensor | None = None,
+    keys: torch.Tensor | None = None,
+    deepstack: tuple[torch.Tensor, ...] = (),
 ) -> EvaluationCase:
-    """Video tokens first, then the text."""
+    """Video tokens first, then the text; with ``received`` the tower's attention is known."""
     tokens, width = features.shape
     words = torch.ones(2, width) if text is None else text
     length = tokens + len(words)
@@ -31,6 +35,8 @@ def made_case(
         text_embeds=words,
         pinned=torch.zeros(0, width),
         pinned_columns=torch.zeros(0, dtype=torch.long),
+        deepstack=deepstack,
+        tower=None if received is None else TowerAttention(received, features if keys is None else keys),
     )
     item = VideoQuestion(
         item_id,

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from cacovid.atomic import writing
 from cacovid.evaluation.reports.plot import plot_accuracy
-from cacovid.evaluation.result import EvaluationResult, Row
+from cacovid.evaluation.result import EvaluationResult, Row, Undefined
 
 RESULTS, TABLE, PLOT = "results.json", "results.md", "results.png"
+UNDEFINED = "n. d."  # in the place of a figure that a method's definition does not cover
 
 
 def write_report(result: EvaluationResult, folder: Path) -> dict[str, Path]:
@@ -42,9 +43,24 @@ def as_markdown(result: EvaluationResult) -> str:
     if result.full_accuracy > 0:
         lines += ["", "## Accuracy relative to all tokens, in %", ""]
         lines += _matrix(result, lambda row: f"{100 * row.accuracy / result.full_accuracy:.1f}")
+    lines += [
+        "",
+        "## Tokens in % of all video tokens: at the LLM's input / as average over its layers; ms to compress",
+        "",
+    ]
+    lines += _matrix(
+        result, lambda row: f"{100 * row.input_share:.1f} / {100 * row.mean_share:.1f}; {row.compress_ms:.1f}"
+    )
+    if result.undefined:
+        lines += ["", f"{UNDEFINED}: not defined.", "", *map(undefined_line, result.undefined)]
     if result.question_awareness:
         lines += ["", "AUC: the asked object's token scores against the other objects' (0.5: blind to the question)."]
     return "\n".join(lines) + "\n"
+
+
+def undefined_line(cell: Undefined) -> str:
+    """Why a row is not there, as a list's line."""
+    return f"- {cell.method} at {100 * cell.retention:g} %: {cell.reason} ({cell.questions} questions)"
 
 
 def _matrix(result: EvaluationResult, show: Callable[[Row], str], *, awareness: bool = False) -> list[str]:
@@ -53,7 +69,8 @@ def _matrix(result: EvaluationResult, show: Callable[[Row], str], *, awareness: 
     heads = ["method", *(f"{100 * retention:g} %" for retention in result.retentions)] + ["AUC"] * with_auc
     lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
     for method in result.methods:
-        cells = [show(result.row(method, retention)) for retention in result.retentions]
+        found = [result.cell(method, retention) for retention in result.retentions]
+        cells = [show(cell) if isinstance(cell, Row) else UNDEFINED for cell in found]
         if with_auc:
             area = result.question_awareness.get(method)
             cells.append("-" if area is None else f"{area:.3f}")

@@ -29,7 +29,19 @@ class Style(NamedTuple):
 BASELINE_STYLES = {
     UNTRAINED: Style("#9a9a9a", "v", "-", 1.2),
     "divprune": Style("#E69F00", "s", "--", 1.4),
+    "vidcom2": Style("#7b3f9e", "p", "--", 1.4),
+    "evs": Style("#b3365f", "h", "--", 1.4),
+    "visionzip": Style("#2f7f7a", "<", "--", 1.4),
+    "flashvid": Style("#c2571a", "8", "--", 1.4),
+    "holitom": Style("#5a7d1f", ">", "--", 1.4),
+    "prunevid": Style("#3a5fcd", "d", "--", 1.4),
+    "framefusion": Style("#a0522d", "*", "-.", 1.4),
+    "framefusion-behind": Style("#cf9a7a", "*", ":", 1.2),
+    "fastv": Style("#4d4d99", "X", "-.", 1.4),
+    "fastv-behind": Style("#9c9ccf", "X", ":", 1.2),
     "text-cosine": Style("#56B4E9", "D", "--", 1.4),
+    "fewer-frames": Style("#7f7f00", "1", "--", 1.2),
+    "lower-resolution": Style("#b58900", "2", "--", 1.2),
     "uniform": Style("#8c6d46", "^", "--", 1.4),
     "random": Style("#b7a7c9", "P", "--", 1.4),
     "oracle": Style("#444444", "x", ":", 1.4),
@@ -71,7 +83,7 @@ def _lines(axes: Any, result: EvaluationResult, height: Callable[[Row], float | 
     for method, style in _styled(result):
         rows = [row for row in result.rows if row.method == method and height(row) is not None]
         axes.errorbar(
-            [row.retention for row in rows],
+            [row.mean_share for row in rows],
             [height(row) for row in rows],
             yerr=[row.stderr for row in rows] if errors else None,
             label=method,
@@ -103,7 +115,7 @@ def _finish(axes: Any, result: EvaluationResult) -> None:  # noqa: ANN401
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_xlabel("video tokens kept")
+    axes.set_xlabel("video tokens kept, average over the LLM's layers")
     axes.set_ylim(top=1.03)
     axes.tick_params(labelsize=9)
     axes.grid(visible=True, color="#e4e4e4", linewidth=0.7)

@@ -21,16 +21,9 @@ class DivPrune(Baseline):
 
     name = "divprune"
 
-    def __init__(self) -> None:
-        self._last: tuple[EvaluationCase, Tensor] | None = None
-
     def select(self, case: EvaluationCase, retention: float) -> Tensor:
         """(k,) ascending token indices."""
-        count = case.budget(retention)
-        # The greedy order does not depend on the budget: a smaller one takes its beginning.
-        if self._last is None or self._last[0] is not case or len(self._last[1]) < count:
-            self._last = (case, max_min_diverse(case.input.features, count))
-        return self._last[1][:count].sort().values
+        return max_min_diverse(case.input.features, case.budget(retention)).sort().values
 
 
 def max_min_diverse(features: Tensor, count: int) -> Tensor:

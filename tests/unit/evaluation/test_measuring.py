@@ -215,7 +215,7 @@ def test_evidence_is_optional_but_the_oracle_needs_it(
         run(llm, build_methods(["oracle"], {}, llm, seed=0), blind)
 
 
-def test_the_policy_runs_once_a_case(folder: Path, llm: VideoLLM) -> None:
+def test_the_policy_runs_afresh_at_each_ratio_so_that_its_time_is_whole(folder: Path, llm: VideoLLM) -> None:
     class Counting(torch.nn.Module):
         calls = 0
 
@@ -226,7 +226,7 @@ def test_the_policy_runs_once_a_case(folder: Path, llm: VideoLLM) -> None:
     real = policy_for(llm, TrainConfig(model=llm.config))
     method = PolicyMethod("policy", Counting(), SelectionConfig())  # type: ignore[arg-type]
     run(llm, [method], questions(folder)[:2])
-    assert Counting.calls == 2
+    assert Counting.calls == 2 * (2 + 1)  # two ratios with something to choose, and the awareness
 
 
 def test_several_policies_and_kinds_share_one_table(folder: Path, llm: VideoLLM, policy: CompressionPolicy) -> None:
@@ -245,9 +245,10 @@ def test_results_json_has_the_agreed_form(
     content = json.loads(paths["results.json"].read_text())
     agreed = ["model", "clips", "questions", "seed", "full_accuracy", "question_awareness_auc", "rows"]
     assert list(content)[: len(agreed)] == agreed
-    assert set(content) - set(agreed) == {"full_stderr", "question_awareness", "skipped"}
+    assert set(content) - set(agreed) == {"full_stderr", "question_awareness", "skipped", "undefined"}
+    known = ["method", "retention", "accuracy", "stderr", "evidence_recall", "n", "input_share", "mean_share"]
     for row in content["rows"]:
-        assert list(row) == ["method", "retention", "accuracy", "stderr", "evidence_recall", "n"]
+        assert list(row) == [*known, "compress_ms"]
     assert content["rows"][0]["accuracy"] == result.rows[0].accuracy
     markdown = paths["results.md"].read_text()
     assert "| method | 100 % | 50 % | 10 % | AUC |" in markdown

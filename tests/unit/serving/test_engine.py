@@ -5,7 +5,7 @@ import torch
 
 from cacovid.errors import UserError
 from cacovid.methods.selection import budget
-from serving.engine.prompts import Job
+from serving.engine.prompts import TRAINING_FREE, Job
 from serving.engine.records import (
     Compressed,
     CompressionWish,
@@ -79,7 +79,7 @@ def test_every_request_of_a_batch_has_its_own_length(engine):
     assert [events[-1].completion_tokens for events in run(engine, *asked)] == lengths
 
 
-@pytest.mark.parametrize("method", ["policy", "uniform", "random", "divprune", "text-cosine", "all"])
+@pytest.mark.parametrize("method", ["policy", "all", *TRAINING_FREE])
 def test_every_method_keeps_its_budget(engine, method):
     retention = None if method == "all" else 0.25
     compressed = one(engine, compresses(compression=CompressionWish(retention=retention, method=method)))[0]
@@ -89,6 +89,14 @@ def test_every_method_keeps_its_budget(engine, method):
     assert compressed.kept == sorted(set(compressed.kept))
     assert sum(compressed.frame_budgets) == len(compressed.kept)
     assert (compressed.token_scores is not None) == (method == "policy")
+
+
+def test_a_budget_that_a_methods_definition_does_not_cover_is_refused(engine):
+    wish = CompressionWish(retention=0.05, method="evs")
+    error = failure(one(engine, compresses(compression=wish))).error
+    assert (error.status, error.param) == (422, "compression.retention")
+    assert "EVS keeps the first frame" in error.message
+    assert set(TRAINING_FREE) == {"divprune", "vidcom2", "evs", "text-cosine", "uniform", "random"}
 
 
 def test_a_model_without_policy_keeps_all_tokens_or_uses_a_method_that_needs_none(engine):
