@@ -260,7 +260,7 @@ def test_results_json_has_the_agreed_form(
     ]
 
 
-def test_standard_errors_see_videos_not_questions(folder: Path, llm: VideoLLM) -> None:
+def test_clustered_errors_see_videos_not_questions(folder: Path, llm: VideoLLM) -> None:
     """Every question asked twice tells nothing new."""
     items = questions(folder)
     once = run(llm, [Watched()], items)
