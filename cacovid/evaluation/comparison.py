@@ -8,6 +8,7 @@ Shape legend: V videos, C comparisons, B resamples.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from scipy.special import bdtr
@@ -16,6 +17,7 @@ from torch import Tensor
 from cacovid.evaluation.statistics import Tally
 from cacovid.seeding import generator
 
+Key = TypeVar("Key")
 RESAMPLES = 10_000  # the smallest p of the bootstrap is one in so many
 _AT_ONCE = 250  # resamples held in memory
 _SAME = 1e-12  # sums of graded rewards are equal up to this
@@ -48,7 +50,7 @@ class Paired:
         return tally
 
 
-def compare(pairs: Mapping[str, tuple[str, Paired]], seed: int) -> dict[str, Comparison]:
+def compare(pairs: Mapping[Key, tuple[str, Paired]], seed: int) -> dict[Key, Comparison]:
     """Each entry's method (ours) against its rival (theirs).
 
     Args:
