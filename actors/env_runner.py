@@ -19,7 +19,7 @@ from ray.rllib.env import INPUT_ENV_SPACES
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
 
-from actors.task import EncodeTask, EvaluateTask, PublishedWeights, RolloutTask, SetAside, Task, TaskResult
+from actors.task import EncodeTask, EvaluateTask, PolicyTask, PublishedWeights, RolloutTask, SetAside, TaskResult
 from cacovid.config import TrainConfig
 from cacovid.data.reader import ItemReader
 from cacovid.errors import BadItem
@@ -79,7 +79,7 @@ class RolloutEnvRunner(EnvRunner, Checkpointable):  # type: ignore[misc]
             self._reader = reader
         return self._reader, self._policy
 
-    def sample(self, task: Task | None = None, **kwargs: Any) -> TaskResult:  # noqa: ANN401
+    def sample(self, task: PolicyTask | None = None, **kwargs: Any) -> TaskResult:  # noqa: ANN401
         """Work on one task. Bad items are set aside; any other failure comes back in ``error``."""
         if task is None:
             raise ValueError("sample() needs a task: the CPO algorithm hands them out")
@@ -96,13 +96,13 @@ class RolloutEnvRunner(EnvRunner, Checkpointable):  # type: ignore[misc]
             **outcome,
         )
 
-    def sample_apart(self, task: Task) -> tuple[TaskResult | RolloutInput | None, ...]:
+    def sample_apart(self, task: PolicyTask) -> tuple[TaskResult | RolloutInput | None, ...]:
         """:meth:`sample` as 1 + len(task.items) objects: the result, then its inputs (None behind the last one)."""
         result = self.sample(task)
         missing = len(task.items) - len(result.inputs)
         return (replace(result, inputs=()), *result.inputs, *[None] * missing)
 
-    def _run(self, task: Task, reader: ItemReader, policy: CompressionPolicy) -> dict[str, Any]:
+    def _run(self, task: PolicyTask, reader: ItemReader, policy: CompressionPolicy) -> dict[str, Any]:
         aside: list[SetAside] = []
         rollouts: list[Rollout] = []
         encoded: list[str] = []

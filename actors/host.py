@@ -18,7 +18,6 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.death import Death, death_of
-from actors.env_runner import RolloutEnvRunner
 
 Done: TypeAlias = Callable[[Any, Exception | None], None]  # takes the call's value, or its error
 
@@ -105,20 +104,23 @@ class RayCalls:
 
 
 class RayHost(RayCalls):
-    """Rollout actors as Ray actors, each in a placement group of its own: one that waits is its autoscaler's demand.
+    """Ray actors, each in a placement group of its own: one that waits is its autoscaler's demand.
 
     Ray does not restart them: whoever restarts an actor must know why it died, and where.
 
     Args:
-        config: the algorithm's config, which each actor gets.
+        actor: the class; made of ``config`` and ``worker_index``.
+        config: which each actor gets.
+        resources: of one actor: CPU, GPU and others.
+        labels: of the nodes that actors may run on.
     """
 
-    def __init__(self, config: Any) -> None:  # noqa: ANN401
-        cpus, gpus = config.num_cpus_per_env_runner, config.num_gpus_per_env_runner
-        own: dict[str, float] = config.custom_resources_per_env_runner
-        self._bundle = {name: amount for name, amount in {"CPU": cpus, "GPU": gpus, **own}.items() if amount}
-        self._labels = config.train_config().actors.label_selector
-        self._class = ray.remote(num_cpus=cpus, num_gpus=gpus, resources=own, max_restarts=0)(RolloutEnvRunner)
+    def __init__(self, actor: type, config: Any, resources: Mapping[str, float], labels: Mapping[str, str]) -> None:  # noqa: ANN401
+        cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+        own = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
+        self._bundle = {name: amount for name, amount in resources.items() if amount}
+        self._labels = dict(labels)
+        self._class = ray.remote(num_cpus=cpus, num_gpus=gpus, resources=own, max_restarts=0)(actor)
         self._config = ray.put(config)
         # Under Tune: bundle 0 is the trial's own, then come those of its actors (CPO.default_resource_request).
         self._trial = get_current_placement_group()

@@ -1,6 +1,6 @@
 """What the driver asks of a rollout actor and what it gets back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 from uuid import uuid4
@@ -8,6 +8,7 @@ from uuid import uuid4
 import ray
 from torch import Tensor
 
+from cacovid.evaluation.measuring import Asked, Outcome
 from cacovid.evaluation.result import EvaluationResult
 from cacovid.records import Rollout, RolloutInput, VideoQuestion
 from cacovid.rollout import WHOLE, Part
@@ -71,7 +72,16 @@ class EvaluateTask:
     retentions: tuple[float, ...]
 
 
-Task: TypeAlias = RolloutTask | EncodeTask | EvaluateTask
+@dataclass(frozen=True)
+class MeasureTask:
+    """Items to measure by every method of the actor's set-up."""
+
+    items: tuple[VideoQuestion, ...]
+    asked: Mapping[str, Asked]  # by item id
+
+
+PolicyTask: TypeAlias = RolloutTask | EncodeTask | EvaluateTask  # of a training run
+Task: TypeAlias = PolicyTask | MeasureTask
 
 
 Each = TypeVar("Each")
@@ -103,6 +113,7 @@ class TaskResult:
     inputs: tuple[RolloutInput | ray.ObjectRef, ...] = ()  # one for each of the rollouts or encoded items
     input_bytes: tuple[int, ...] = ()  # of each input
     evaluations: tuple[EvaluationResult, ...] = ()  # one an item, of an EvaluateTask
+    measured: tuple[Outcome, ...] = ()  # of a MeasureTask
     set_aside: tuple[SetAside, ...] = ()
     error: str | None = None
     seconds: float = 0.0  # the actor's time on the task
@@ -118,6 +129,7 @@ class TaskResult:
             inputs=tuple(value for part in parts for value in part.inputs),
             input_bytes=tuple(size for part in parts for size in part.input_bytes),
             evaluations=tuple(each for part in parts for each in part.evaluations),
+            measured=tuple(each for part in parts for each in part.measured),
             set_aside=tuple(each for part in parts for each in part.set_aside),
             seconds=sum(part.seconds for part in parts),
             encode_seconds=sum(part.encode_seconds for part in parts),

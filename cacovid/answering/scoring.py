@@ -24,6 +24,7 @@ class Scores:
 
     reward: Tensor  # (G,) float32 in [0, 1]
     likelihood: Tensor  # (G,) float32 probability of the right option; 0 where the answer was generated
+    answers: tuple[str, ...]  # G letters or generated texts
 
 
 def score(video_llm: VideoLLM, encoded: Encoded, item: VideoQuestion, keep: Tensor) -> Scores:
@@ -45,6 +46,7 @@ def score(video_llm: VideoLLM, encoded: Encoded, item: VideoQuestion, keep: Tens
     return Scores(
         reward=torch.tensor(rewards, dtype=torch.float32),
         likelihood=torch.zeros(len(texts)),
+        answers=tuple(texts),
     )
 
 
@@ -78,4 +80,5 @@ def _score_options(video_llm: VideoLLM, encoded: Encoded, item: VideoQuestion, k
     return Scores(
         reward=(chosen == right).float(),
         likelihood=likelihood,
+        answers=tuple(letters[place] for place in chosen.tolist()),
     )

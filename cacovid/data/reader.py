@@ -11,7 +11,7 @@ from cacovid.answering.prompting import format_prompt
 from cacovid.config import DataConfig, ModelConfig
 from cacovid.data.cache import EmbeddingCache, feature_key
 from cacovid.data.content import content_key
-from cacovid.data.video import read_frames
+from cacovid.data.video import DecodedVideo, read_frames
 from cacovid.limits import MAX_PIXELS
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.encoded import Encoded, VideoFeatures
@@ -88,6 +88,10 @@ class ItemReader:
             cache.put(key, features)
         return features
 
+    def frames(self, clip: Clip) -> DecodedVideo:
+        """The frames that the tower sees of a clip. Raises BadItem as :meth:`encode`."""
+        return read_frames(clip.video, self.num_frames, self.max_pixels, start=clip.start, end=clip.end)
+
     def _watch(self, clip: Clip) -> VideoFeatures:
-        video = read_frames(clip.video, self.num_frames, self.max_pixels, start=clip.start, end=clip.end)
+        video = self.frames(clip)
         return self.video_llm.watch(video.frames, fps=video.fps, tower_attention=self.tower_attention)

@@ -1,47 +1,81 @@
 """Every method at every retention ratio on the same questions, with the same budgets.
 
-    item ──reader──► case ──question──► answers of all methods, or why there are none ──► sums ──► EvaluationResult
+    items ──plan──► Asked ──measure, here or by actors──► Outcome: rows ──gather, store──► summed up: EvaluationResult
 
 An item is decoded and encoded once. Nothing of an item counts before all of it is measured; ``reports`` writes the
 result.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from cacovid.data.reader import ItemReader
 from cacovid.data.skipped import SkippedItems
 from cacovid.errors import BadItem, UserError
-from cacovid.evaluation.question import Answer, Cell, Measured, measure_question
-from cacovid.evaluation.result import EvaluationResult, Row, Undefined
-from cacovid.evaluation.statistics import Tally
+from cacovid.evaluation.question import measure_question
+from cacovid.evaluation.result import EvaluationResult
+from cacovid.evaluation.rows import QuestionRow, RowStore
+from cacovid.evaluation.summary import Ran, summed_up
+from cacovid.evaluation.timing import needs_tower_attention, timed_rows
 from cacovid.methods.policy_method import PolicyMethod
-from cacovid.methods.protocol import EvaluationCase, Method, TrainingFree
+from cacovid.methods.protocol import EvaluationCase, Method
 from cacovid.methods.registry import UNTRAINED
 from cacovid.methods.selection import budget
-from cacovid.records import VideoQuestion
+from cacovid.records import Clip, VideoQuestion
 
 Progress = Callable[[int, int], None]  # items done, items in all
+TIMED = 3  # questions, on different clips, that are timed alone
 
 
-@dataclass
-class _Totals:
-    full: Tally = field(default_factory=Tally)
-    answers: dict[Cell, list[tuple[str, Answer]]] = field(default_factory=lambda: defaultdict(list))  # by video
-    reasons: dict[Cell, list[str]] = field(default_factory=lambda: defaultdict(list))
-    awareness: dict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
+@dataclass(frozen=True)
+class Asked:
+    """One question to measure, with all that it takes."""
 
-    def add(self, video: str, measured: Measured) -> None:
-        """Take in one question about ``video``."""
-        self.full.add(measured.full, video)
-        for cell, answer in measured.answers.items():
-            self.answers[cell].append((video, answer))
-        for cell, reason in measured.reasons.items():
-            self.reasons[cell].append(reason)
-        for name, area in measured.awareness.items():
-            if area is not None:
-                self.awareness[name].add(area, video)
+    item: VideoQuestion
+    other: VideoQuestion | None = None  # another one about the clip, for the control
+    timed: bool = False
+
+
+def plan(items: Sequence[VideoQuestion], *, swapped: bool = False, timed: int = 0) -> list[Asked]:
+    """What to do with each of ``items``.
+
+    Args:
+        swapped: with the control, for those that share their clip with another question.
+        timed: the first question about each of so many clips is timed.
+    """
+    by_clip: dict[Clip, list[VideoQuestion]] = {}
+    for item in items:
+        by_clip.setdefault(item.clip, []).append(item)
+    first = {each[0].id for each in list(by_clip.values())[:timed]}
+    return [Asked(item, _other(item, by_clip[item.clip]) if swapped else None, item.id in first) for item in items]
+
+
+def _other(item: VideoQuestion, beside: Sequence[VideoQuestion]) -> VideoQuestion | None:
+    """The next one about the clip that asks something else; behind the last one comes the first."""
+    place = beside.index(item)
+    following = [*beside[place + 1 :], *beside[:place]]
+    return next((each for each in following if each.question != item.question), None)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one question."""
+
+    item: VideoQuestion
+    rows: Sequence[QuestionRow] = ()  # all of them
+    reason: str | None = None  # why it could not be used
+
+
+def measure(reader: ItemReader, methods: Sequence[Method], asked: Asked, ratios: Sequence[float], seed: int) -> Outcome:
+    """Everything about one question."""
+    item, other = asked.item, asked.other
+    try:
+        case = EvaluationCase(item, reader.encode(item), seed)
+        beside = None if other is None else EvaluationCase(other, reader.encode(other), seed)
+        rows = measure_question(reader.video_llm, methods, case, ratios, beside).rows(item)
+        return Outcome(item, timed_rows(reader, methods, case, rows) if asked.timed else rows)
+    except BadItem as error:
+        return Outcome(item, reason=str(error))
 
 
 def evaluate(
@@ -53,6 +87,9 @@ def evaluate(
     seed: int = 0,
     skipped: SkippedItems | None = None,
     progress: Progress | None = None,
+    store: RowStore | None = None,
+    swapped: bool = False,
+    timed: int = 0,
 ) -> EvaluationResult:
     """Answer all ``items`` from what each method keeps at each ratio, and from all tokens.
 
@@ -63,37 +100,68 @@ def evaluate(
         methods: from :func:`cacovid.methods.registry.build_methods` or of your own making.
         items: questions; neighbours about the same video are cheapest.
         retentions: shares of video tokens to keep, each in (0, 1].
-        seed: of random methods; the result depends on nothing else that is random.
+        seed: of random methods and the bootstrap; the result depends on nothing else that is random.
         skipped: where unusable items are set aside; without it the first one raises.
         progress: called after every item.
+        store: where rows are kept as they come; what it knows is not measured again.
+        swapped: measure the control of swapped questions too.
+        timed: clips on which one question is timed alone.
 
     Raises:
         UserError: a ratio outside (0, 1], no usable item, an oracle without evidence.
         BadItem: an unusable item, if ``skipped`` is None.
     """
     ratios = check_retentions(retentions)
-    if any(isinstance(method, TrainingFree) and method.needs_tower_attention for method in methods):
-        reader.tower_attention = True
-    totals = _Totals()
-    for done, item in enumerate(items, start=1):
-        try:
-            case = EvaluationCase(item, reader.encode(item), seed)
-            measured = measure_question(reader.video_llm, methods, case, ratios)
-        except BadItem as error:
+    reader.tower_attention = reader.tower_attention or needs_tower_attention(methods)
+    trained = [method.name for method in methods if isinstance(method, PolicyMethod) and method.name != UNTRAINED]
+    names = [method.name for method in methods]
+    ran = Ran(reader.video_llm.config.path, items, names, trained, ratios, seed)
+    wanted = unknown(plan(items, swapped=swapped, timed=timed), store)
+    outcomes = (measure(reader, methods, asked, ratios, seed) for asked in wanted)
+    return gather(outcomes, ran, store=store, skipped=skipped, progress=progress)
+
+
+def unknown(asked: Sequence[Asked], store: RowStore | None) -> list[Asked]:
+    """What is still to be measured."""
+    return [each for each in asked if store is None or each.item.id not in store.known]
+
+
+def gather(
+    outcomes: Iterable[Outcome],
+    ran: Ran,
+    *,
+    store: RowStore | None = None,
+    skipped: SkippedItems | None = None,
+    progress: Progress | None = None,
+) -> EvaluationResult:
+    """Keep outcomes as they come, in any order, and sum up; see :func:`evaluate`.
+
+    Args:
+        outcomes: of all items that ``store`` does not know.
+    """
+    measured: list[QuestionRow] = []
+    known = 0 if store is None else len(store.known)
+    if skipped is not None:
+        skipped.use(known)
+    for done, outcome in enumerate(outcomes, start=known + 1):
+        if outcome.reason is not None:
             if skipped is None:
-                raise
-            skipped.add(item.id, item.video, str(error))
+                raise BadItem(outcome.reason)
+            skipped.add(outcome.item.id, outcome.item.video, outcome.reason)
         else:
-            totals.add(item.video, measured)
             if skipped is not None:
                 skipped.use()
+            if store is None:
+                measured += outcome.rows
+            else:
+                store.add(outcome.rows)
         if progress is not None:
-            progress(done, len(items))
+            progress(done, len(ran.items))
     if skipped is not None:
         skipped.finish()
-    if not totals.full.count:
-        raise UserError(f"none of the {len(items)} questions could be used; each was set aside with its reason")
-    return _result(reader, methods, ratios, totals, seed, 0 if skipped is None else skipped.skipped)
+    if store is not None:
+        store.finish([item.id for item in ran.items])
+    return summed_up(measured if store is None else store.rows(), ran, 0 if skipped is None else skipped.skipped)
 
 
 def check_retentions(retentions: Sequence[float]) -> list[float]:
@@ -103,56 +171,3 @@ def check_retentions(retentions: Sequence[float]) -> list[float]:
     for retention in retentions:
         budget(retention, 1)
     return sorted(set(retentions), reverse=True)
-
-
-def _row(method: str, ratio: float, answers: Sequence[tuple[str, Answer]]) -> Row:
-    accuracy, recall, before, mean, seconds = (Tally() for _ in range(5))
-    for video, answer in answers:
-        accuracy.add(answer.reward, video)
-        before.add(answer.input_share, video)
-        mean.add(answer.mean_share, video)
-        seconds.add(answer.seconds, video)
-        if answer.recall is not None:
-            recall.add(answer.recall, video)
-    return Row(
-        method,
-        ratio,
-        accuracy.total / accuracy.count,
-        accuracy.stderr(),
-        recall.mean(),
-        accuracy.count,
-        before.total / before.count,
-        mean.total / mean.count,
-        1000 * seconds.total / seconds.count,
-    )
-
-
-def _result(
-    reader: ItemReader,
-    methods: Sequence[Method],
-    ratios: Sequence[float],
-    totals: _Totals,
-    seed: int,
-    set_aside: int,
-) -> EvaluationResult:
-    cells = [(method.name, ratio) for method in methods for ratio in ratios]
-    # A row over some of the questions could not be compared with the others.
-    undefined = [Undefined(*cell, found[0], len(found)) for cell in cells if (found := totals.reasons.get(cell))]
-    rows = [_row(*cell, totals.answers[cell]) for cell in cells if cell not in totals.reasons]
-    full = totals.full.mean()
-    assert full is not None
-    awareness = {name: mean for name, tally in totals.awareness.items() if (mean := tally.mean()) is not None}
-    trained = [method.name for method in methods if isinstance(method, PolicyMethod) and method.name != UNTRAINED]
-    return EvaluationResult(
-        model=reader.video_llm.config.path,
-        clips=len(totals.full.by_video),
-        questions=totals.full.count,
-        seed=seed,
-        full_accuracy=full,
-        question_awareness_auc=awareness.get(trained[0]) if trained else None,
-        rows=tuple(rows),
-        full_stderr=totals.full.stderr(),
-        question_awareness=awareness,
-        skipped=set_aside,
-        undefined=tuple(undefined),
-    )

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from cacovid.evaluation.comparison import Comparison
+
 
 @dataclass(frozen=True)
 class Row:
@@ -17,7 +19,9 @@ class Row:
     n: int  # questions
     input_share: float  # mean share of the video tokens that enter the LLM
     mean_share: float  # the same as average over the LLM's layers: methods compare at equal ones
-    compress_ms: float = field(compare=False)  # mean wall time of choosing or merging; not of steps within the LLM
+    share_of_full: float | None = None  # of the full model's accuracy; None where that is 0
+    agreement: float = 1.0  # share of the questions that are answered as from all tokens
+    versus: Comparison | None = None  # against the best other training-free method of this budget; None: there is none
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,49 @@ class Undefined:
 
 
 @dataclass(frozen=True)
+class Slice:
+    """A row's part of the questions that have something in common."""
+
+    by: str  # duration, group, question_type, or random: what random tokens of this budget lead to
+    value: str
+    method: str
+    retention: float
+    accuracy: float
+    stderr: float  # clustered by video
+    n: int
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """A row's control: tokens that were kept for another question about the same clip."""
+
+    method: str
+    retention: float
+    accuracy: float  # from these tokens
+    stderr: float  # of it, clustered by video
+    change: float  # against the row's own tokens, on the same questions
+    change_stderr: float  # of it, clustered by video
+    n: int  # questions that share their clip with another one
+
+
+@dataclass(frozen=True)
+class Times:
+    """One method at one ratio: medians in milliseconds of one question alone, see :mod:`cacovid.evaluation.timing`."""
+
+    method: str
+    retention: float
+    compress_ms: float  # choosing or merging; not the steps within the LLM
+    prefill_ms: float | None  # the LLM's pass over the compressed prompt; None: no question was timed
+    tower_ms: float | None  # processor, vision tower and projector
+    first_token_ms: float | None  # compress and prefill
+    first_token_with_tower_ms: float | None
+    memory_bytes: int | None  # the most of any question
+    device: str | None  # where; several are joined by " and "
+
+
+@dataclass(frozen=True)
 class EvaluationResult:
-    """All rows with what they were measured on; ``results.json`` holds these fields in this order."""
+    """All rows with what they were measured on; ``results.json`` holds these fields in this order, without times."""
 
     model: str
     clips: int  # different videos
@@ -45,6 +90,9 @@ class EvaluationResult:
     question_awareness: dict[str, float]  # AUC by scoring method
     skipped: int  # items that could not be used
     undefined: tuple[Undefined, ...] = ()  # rows that are not there, and why
+    slices: tuple[Slice, ...] = ()
+    swapped: tuple[Swapped, ...] = ()  # with the control alone
+    times: tuple[Times, ...] = field(default=(), compare=False)  # go to times.json; the full model's first
 
     @property
     def cells(self) -> tuple[Row | Undefined, ...]:
@@ -74,3 +122,7 @@ class EvaluationResult:
             if cell.method == method and cell.retention == retention:
                 return cell
         raise KeyError((method, retention))
+
+    def times_of(self, method: str, retention: float) -> Times | None:
+        """None where nothing was measured."""
+        return next((each for each in self.times if (each.method, each.retention) == (method, retention)), None)

@@ -75,6 +75,7 @@ def build_methods(
     """
     check_names(names)
     check_needs(names, with_policy=bool(policies))
+    labels = method_labels(names, list(policies))
     for policy in policies.values():
         policy.check_model(video_llm.fingerprint, video_llm.hidden_size)
         policy.to(video_llm.device).eval()
@@ -89,11 +90,21 @@ def build_methods(
             ]
         else:
             methods.append(_untrained(next(iter(policies.values())), video_llm, seed, selection))
-    labels = [method.name for method in methods]
+    assert [method.name for method in methods] == labels
+    return methods
+
+
+def method_labels(names: Sequence[str], policies: Sequence[str]) -> list[str]:
+    """What the methods of ``names`` are called in tables, where trained policies are called ``policies``.
+
+    Raises:
+        UserError: two are called alike.
+    """
+    labels = [label for name in names for label in (policies if name == POLICY else [name])]
     for label in labels:
         if labels.count(label) > 1:
             raise UserError(f"two methods are called {label!r}: label policies as LABEL=DIR with different labels")
-    return methods
+    return labels
 
 
 def check_names(names: Sequence[str]) -> None:

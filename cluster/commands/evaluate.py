@@ -1,6 +1,6 @@
 """``cacovid evaluate``."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,13 +9,13 @@ import typer
 
 from cacovid.errors import UserError
 from cluster.commands.progress import Progress
+from cluster.commands.result_tables import print_result
 from cluster.commands.shared import Frames, Model, Rule, labelled_policies, names, numbers, output_folder
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from cacovid.data.reader import ItemReader
-    from cacovid.evaluation.result import EvaluationResult
+    from cacovid.config import ActorsConfig, SelectionConfig
+    from cacovid.evaluation.measurer import Setup
+    from cacovid.evaluation.measuring import Asked, Outcome
     from cacovid.policy.base import CompressionPolicy
     from cacovid.records import VideoQuestion
 
@@ -39,48 +39,105 @@ def evaluate(
     model: Model = None,
     frames: Frames = None,
     rule: Rule = None,
-    seed: Annotated[int, typer.Option(min=0, help="of random methods and the untrained policy")] = 0,
+    controls: Annotated[
+        str, typer.Option(help="'swapped': also compress for another question about the clip, then ask this one")
+    ] = "",
+    seed: Annotated[int, typer.Option(min=0, help="of random methods, the untrained policy and the bootstrap")] = 0,
     max_skipped: Annotated[float, typer.Option(min=0, max=1, help="stop when a larger share is unusable")] = 0.2,
-    out: Annotated[Path, typer.Option(help="folder of results.json, results.md, results.png")] = Path(
+    actors: Annotated[int, typer.Option(min=0, help="rollout actors; 0 measures in this process")] = 0,
+    max_actors: Annotated[int, typer.Option(min=0, help="most actors of an elastic pool; 0: always --actors")] = 0,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of one actor")] = 0.0,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join; without it one is started here")] = None,
+    cache: Annotated[Path | None, typer.Option(help="folder of encoded videos; without it in --out")] = None,
+    out: Annotated[Path, typer.Option(help="folder of the reports, and of the rows they sum up")] = Path(
         "runs/evaluation"
     ),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the reports that lie in --out")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace what lies in --out, begin anew")] = False,
 ) -> None:
-    """Accuracy, evidence recall and question-awareness of selection methods at equal token budgets."""
+    """Accuracy, significance, tokens and times of compression methods at equal budgets; again: it goes on."""
     ratios, folders = numbers(retention, "--retention"), labelled_policies(policy or [])
     wanted = None if methods is None else names(methods)
+    swapped = _swapped(controls)
     from cacovid.data.skipped import SkippedItems
     from cacovid.embedded.items import evaluation_items
-    from cacovid.evaluation import measuring
-    from cacovid.evaluation.reports.files import undefined_line, write_report
-    from cacovid.methods.registry import build_methods, check_names, check_needs
+    from cacovid.evaluation.measuring import TIMED, check_retentions, gather, plan, unknown
+    from cacovid.evaluation.reports.files import write_report
+    from cacovid.evaluation.rows import RowStore
+    from cacovid.methods.registry import check_names, check_needs
     from cacovid.methods.selection import selection_rule
     from cacovid.policy.base import CompressionPolicy
 
     # Cheap checks come before anything is loaded.
-    measuring.check_retentions(ratios)
+    ratios = check_retentions(ratios)
     if wanted is not None:
         check_names(wanted)
     selection = None if rule is None else selection_rule(rule)
+    pool = _pool(actors, max_actors, gpus)
     policies = {label: CompressionPolicy.from_pretrained(folder) for label, folder in folders.items()}
-    output_folder(out, overwrite)
+    if overwrite or not RowStore.is_in(out):
+        output_folder(out, overwrite)
+        RowStore.clear(out)
+    RowStore.begin(out)
     (out / SKIPPED).unlink(missing_ok=True)
     skipped = SkippedItems(out / SKIPPED, max_skipped)
     items = evaluation_items(data, split, clips, out, skipped)
     wanted = wanted or _possible_methods(bool(policies), items)
     check_needs(wanted, with_policy=bool(policies), items=items)
-    reader = _reader(list(policies.values()), model, frames)
-    built = build_methods(wanted, policies, reader.video_llm, seed=seed, selection=selection)
+    setup = _setup(policies, model, frames, wanted, selection, ratios, seed, cache or out / "cache")
+    asked = plan(items, swapped=swapped, timed=TIMED)
+    store = RowStore(out, setup.settings(asked))
     with Progress() as progress:
-        result = measuring.evaluate(
-            reader, built, items, ratios, seed=seed, skipped=skipped, progress=partial(progress.show, "evaluating")
+        if store.known:
+            progress.console.print(f"going on: {len(store.known)} of {len(items)} questions are measured")
+        result = gather(
+            _outcomes(setup, unknown(asked, store), pool, address),
+            setup.ran(items),
+            store=store,
+            skipped=skipped,
+            progress=partial(progress.show, "evaluating"),
         )
     paths = write_report(result, out)
-    progress.console.print(_table(result))
-    for cell in result.undefined:
-        progress.console.print(undefined_line(cell), highlight=False, markup=False, soft_wrap=True)
-    for path in (*paths.values(), *([skipped.path] if skipped.skipped else [])):
+    print_result(result, progress.console)
+    for path in (*paths.values(), store.path, *([skipped.path] if skipped.skipped else [])):
         progress.console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _pool(actors: int, max_actors: int, gpus: float) -> "ActorsConfig":
+    from cacovid.config import ActorsConfig
+
+    if not max_actors:
+        return ActorsConfig(count=actors, gpus=gpus)
+    if actors > max_actors:
+        raise UserError(
+            f"--actors {actors} exceeds --max-actors {max_actors}: an elastic pool grows from one to the other"
+        )
+    return ActorsConfig(min=actors, max=max_actors, gpus=gpus)
+
+
+def _swapped(controls: str) -> bool:
+    given = names(controls)
+    for name in given:
+        if name != "swapped":
+            raise UserError(f"unknown control {name!r}: give --controls swapped, or leave it out")
+    return bool(given)
+
+
+def _outcomes(
+    setup: "Setup", asked: "Sequence[Asked]", pool: "ActorsConfig", address: str | None
+) -> "Iterator[Outcome]":
+    """Measured by actors, or in this process."""
+    if pool.places:
+        from actors.measurer import measure_everywhere
+        from cacovid.config import RunConfig
+        from cluster.ray_cluster import connected
+
+        with connected(address):
+            yield from measure_everywhere(setup, asked, pool, RunConfig().start_timeout_s)
+        return
+    from cacovid.evaluation.measurer import Measurer
+
+    measurer = Measurer(setup)
+    yield from map(measurer.measure, asked)
 
 
 def _possible_methods(with_policy: bool, items: "Sequence[VideoQuestion]") -> list[str]:
@@ -93,44 +150,27 @@ def _possible_methods(with_policy: bool, items: "Sequence[VideoQuestion]") -> li
     return [name for name in KNOWN if name not in impossible]
 
 
-def _reader(policies: "Sequence[CompressionPolicy]", model: str | None, frames: int | None) -> "ItemReader":
+def _setup(
+    policies: "dict[str, CompressionPolicy]",
+    model: str | None,
+    frames: int | None,
+    wanted: list[str],
+    selection: "SelectionConfig | None",
+    ratios: list[float],
+    seed: int,
+    cache: Path,
+) -> "Setup":
     """The Video-LLM that the policies were trained with, read as in their training; the embedded one without any."""
     from cacovid.compressor import model_config_for
-    from cacovid.data.reader import ItemReader
-    from cacovid.models.loading import load_video_llm
+    from cacovid.config import DataConfig
+    from cacovid.evaluation.measurer import Setup
     from cacovid.policy.files import PolicyMetadata
 
-    metadata = [policy.metadata for policy in policies] or [PolicyMetadata(model_path="embedded")]
+    metadata = [policy.metadata for policy in policies.values()] or [PolicyMetadata(model_path="embedded")]
     if len({(each.num_frames, each.positions, each.instruction) for each in metadata}) > 1:
         raise UserError(
             "the policies were trained with different frame counts, positions or instructions; evaluate them apart"
         )
     config = model_config_for(metadata[0], model, num_frames=frames)
-    return ItemReader(load_video_llm(config), config.num_frames, instruction=metadata[0].instruction)
-
-
-def _table(result: "EvaluationResult") -> "Table":
-    """Accuracy in percent by method and ratio."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    from cacovid.evaluation.reports.files import UNDEFINED
-    from cacovid.evaluation.result import Row
-
-    table = Table(
-        title=f"{escape(result.model)}: accuracy in % on {result.questions} questions, {result.clips} clips "
-        f"(all tokens {100 * result.full_accuracy:.1f})",
-        caption="± one standard error, clustered by video",
-    )
-    table.add_column("method", no_wrap=True)
-    for retention in result.retentions:
-        table.add_column(f"{100 * retention:g} %", justify="right")
-    table.add_column("AUC", justify="right")
-    for method in result.methods:
-        rows = [result.cell(method, retention) for retention in result.retentions]
-        area = result.question_awareness.get(method)
-        cells = [
-            f"{100 * row.accuracy:.1f} ±{100 * row.stderr:.1f}" if isinstance(row, Row) else UNDEFINED for row in rows
-        ]
-        table.add_row(escape(method), *cells, "-" if area is None else f"{area:.3f}")
-    return table
+    data = DataConfig(instruction=metadata[0].instruction)
+    return Setup(config, data, cache.absolute(), tuple(wanted), policies, selection, tuple(ratios), seed)

@@ -218,7 +218,7 @@ class CPO(Algorithm):  # type: ignore[misc]
         if cfg.data.cache_dir is None:
             self.config.training(overrides={"data.cache_dir": str(self.run_dir / "cache")})
         self.env_runner_group = None
-        host = RayHost(self.config) if cfg.actors.places else None
+        host = self._host() if cfg.actors.places else None
         self.pool = RolloutPool(host, cfg.actors, self._work_in_driver, cfg.run.start_timeout_s)
         try:
             self._start(items)
@@ -243,6 +243,15 @@ class CPO(Algorithm):  # type: ignore[misc]
         self.updates = Updates(cfg, self._encode_again)
         self.finished_steps = 0
         self.schedule.publish(0, self.learner_group.publish())
+
+    def _host(self) -> RayHost:
+        config = self.config
+        resources = {
+            "CPU": config.num_cpus_per_env_runner,
+            "GPU": config.num_gpus_per_env_runner,
+            **config.custom_resources_per_env_runner,
+        }
+        return RayHost(RolloutEnvRunner, config, resources, self.train_cfg.actors.label_selector)
 
     def _work_in_driver(self, task: Task) -> TaskResult:
         assert self.env_runner_group is not None

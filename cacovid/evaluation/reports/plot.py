@@ -1,4 +1,4 @@
-"""The plot of an evaluation: accuracy and evidence recall over the share of tokens kept."""
+"""The plots of an evaluation: accuracy and evidence recall over the share of tokens kept, accuracy over time."""
 
 from collections.abc import Callable
 from itertools import cycle
@@ -9,12 +9,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
 from cacovid.atomic import writing
-from cacovid.evaluation.result import EvaluationResult, Row
+from cacovid.evaluation.result import EvaluationResult, Row, Times
+from cacovid.evaluation.rows import FULL
 from cacovid.methods.registry import UNTRAINED
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 TRAINED_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
 GREY = "#6f6f6f"
+Figures = Callable[[Row], float | None]
 
 
 class Style(NamedTuple):
@@ -56,34 +58,73 @@ def plot_accuracy(result: EvaluationResult, path: Path) -> None:
     _accuracy_panel(axes[0], result)
     if with_recall:
         _recall_panel(axes[1], result)
-    handles, labels = axes[0].get_legend_handles_labels()
-    columns = min(len(labels), 5 if with_recall else 3)
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    for each in axes:
+        _retention_axis(each, result)
+    _save(figure, axes[0], result, path, 5 if with_recall else 3)
+
+
+def plot_time(result: EvaluationResult, path: Path) -> None:
+    """Write a PNG of accuracy over the time to the first token, without and with the vision tower."""
+    figure = Figure(figsize=(10.4, 4.6), dpi=200, layout="constrained")
+    axes = figure.subplots(1, 2)
+    _time_panel(axes[0], result, lambda times: times.first_token_ms)
+    _time_panel(axes[1], result, lambda times: times.first_token_with_tower_ms)
+    axes[0].set_xlabel("ms to the first token: compressing and prefill")
+    axes[1].set_xlabel("ms to the first token, vision tower included")
+    _save(figure, axes[0], result, path, 5)
+
+
+def _save(figure: Figure, axes: Any, result: EvaluationResult, path: Path, columns: int) -> None:  # noqa: ANN401
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(len(labels), columns), frameon=False, fontsize=9
+    )
     title = f"{result.model}: {result.questions} questions on {result.clips} clips"
     figure.suptitle(title, fontsize=11, fontweight="bold")
     with writing(path) as part:
         figure.savefig(part, format="png")
 
 
+def _time_panel(axes: Any, result: EvaluationResult, time: Callable[[Times], float | None]) -> None:  # noqa: ANN401
+    _full_line(axes, result)
+    full = result.times_of(FULL, 1.0)
+    when = None if full is None else time(full)
+    if when is not None:
+        axes.plot([when], [result.full_accuracy], marker="o", markersize=6, color=GREY, linestyle="", zorder=4)
+
+    def place(row: Row) -> float | None:
+        times = result.times_of(row.method, row.retention)
+        return None if times is None else time(times)
+
+    _lines(axes, result, place, lambda row: row.accuracy, errors=True)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else ""))
+
+
 def _accuracy_panel(axes: Any, result: EvaluationResult) -> None:  # noqa: ANN401 - matplotlib has no types here
+    _full_line(axes, result)
+    _lines(axes, result, lambda row: row.mean_share, lambda row: row.accuracy, errors=True)
+
+
+def _full_line(axes: Any, result: EvaluationResult) -> None:  # noqa: ANN401
     full = result.full_accuracy
     axes.axhspan(full - result.full_stderr, full + result.full_stderr, color=GREY, alpha=0.12, linewidth=0)
     axes.axhline(full, color=GREY, linewidth=1.1, linestyle=(0, (5, 3)), label=f"all tokens ({100 * full:.1f} %)")
     axes.set_ylabel("accuracy (± standard error, by video)")
-    _lines(axes, result, lambda row: row.accuracy, errors=True)
 
 
 def _recall_panel(axes: Any, result: EvaluationResult) -> None:  # noqa: ANN401
     axes.set_ylabel("evidence recall")
-    _lines(axes, result, lambda row: row.evidence_recall, errors=False)
+    _lines(axes, result, lambda row: row.mean_share, lambda row: row.evidence_recall, errors=False)
 
 
-def _lines(axes: Any, result: EvaluationResult, height: Callable[[Row], float | None], *, errors: bool) -> None:  # noqa: ANN401
-    """A line for each method through the rows whose ``height`` is known, on the finished axes."""
+def _lines(axes: Any, result: EvaluationResult, place: Figures, height: Figures, *, errors: bool) -> None:  # noqa: ANN401
+    """A line for each method through the rows whose ``place`` and ``height`` are known, on the finished axes."""
     for method, style in _styled(result):
-        rows = [row for row in result.rows if row.method == method and height(row) is not None]
+        rows = [row for row in result.rows if row.method == method and None not in (place(row), height(row))]
         axes.errorbar(
-            [row.mean_share for row in rows],
+            [place(row) for row in rows],
             [height(row) for row in rows],
             yerr=[row.stderr for row in rows] if errors else None,
             label=method,
@@ -96,7 +137,7 @@ def _lines(axes: Any, result: EvaluationResult, height: Callable[[Row], float | 
             elinewidth=0.9,
             zorder=3 if style.width > 2 else 2,
         )
-    _finish(axes, result)
+    _finish(axes)
 
 
 def _styled(result: EvaluationResult) -> list[tuple[str, Style]]:
@@ -109,13 +150,16 @@ def _styled(result: EvaluationResult) -> list[tuple[str, Style]]:
     ]
 
 
-def _finish(axes: Any, result: EvaluationResult) -> None:  # noqa: ANN401
+def _retention_axis(axes: Any, result: EvaluationResult) -> None:  # noqa: ANN401
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(_spaced(result.retentions)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel("video tokens kept, average over the LLM's layers")
+
+
+def _finish(axes: Any) -> None:  # noqa: ANN401
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_ylim(top=1.03)
     axes.tick_params(labelsize=9)
     axes.grid(visible=True, color="#e4e4e4", linewidth=0.7)

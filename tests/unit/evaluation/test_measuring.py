@@ -245,10 +245,11 @@ def test_results_json_has_the_agreed_form(
     content = json.loads(paths["results.json"].read_text())
     agreed = ["model", "clips", "questions", "seed", "full_accuracy", "question_awareness_auc", "rows"]
     assert list(content)[: len(agreed)] == agreed
-    assert set(content) - set(agreed) == {"full_stderr", "question_awareness", "skipped", "undefined"}
+    further = {"full_stderr", "question_awareness", "skipped", "undefined", "slices", "swapped"}
+    assert set(content) - set(agreed) == further
     known = ["method", "retention", "accuracy", "stderr", "evidence_recall", "n", "input_share", "mean_share"]
     for row in content["rows"]:
-        assert list(row) == [*known, "compress_ms"]
+        assert list(row) == [*known, "share_of_full", "agreement", "versus"]
     assert content["rows"][0]["accuracy"] == result.rows[0].accuracy
     markdown = paths["results.md"].read_text()
     assert "| method | 100 % | 50 % | 10 % | AUC |" in markdown
@@ -257,10 +258,11 @@ def test_results_json_has_the_agreed_form(
         "results.json",
         "results.md",
         "results.png",
+        "times.json",
     ]
 
 
-def test_standard_errors_see_videos_not_questions(folder: Path, llm: VideoLLM) -> None:
+def test_clustered_errors_see_videos_not_questions(folder: Path, llm: VideoLLM) -> None:
     """Every question asked twice tells nothing new."""
     items = questions(folder)
     once = run(llm, [Watched()], items)

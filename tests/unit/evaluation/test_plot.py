@@ -10,9 +10,7 @@ from cacovid.methods.registry import BASELINES
 
 def test_a_baseline_without_a_style_of_its_own_is_told_from_the_policies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BASELINES, "new", UniformTokens)
-    rows = tuple(
-        Row(method, 0.1, 0.5, 0.1, None, 4, 0.1, 0.1, 1.0) for method in ("new", "first", "divprune", "second")
-    )
+    rows = tuple(Row(method, 0.1, 0.5, 0.1, None, 4, 0.1, 0.1) for method in ("new", "first", "divprune", "second"))
     styles = dict(_styled(EvaluationResult("m", 2, 4, 0, 1.0, None, rows, 0.0, {}, 0)))
     assert styles["divprune"] == BASELINE_STYLES["divprune"]
     assert len({style.colour for style in styles.values()}) == 4

@@ -90,7 +90,7 @@ def test_shares_are_counted_at_the_input_and_over_the_layers(folder: Path, llm: 
     assert result.row("half inside", 0.5).input_share == 0.5
     assert result.row("half inside", 0.5).mean_share == pytest.approx((18 + 18 + 9) / 3 / 36)
     assert result.row("half inside", 1.0).mean_share == 1.0  # nothing to reduce
-    assert all(row.compress_ms > 0 for row in result.rows if row.retention < 1)
+    assert all(each.compress_ms > 0 for each in result.times if each.retention < 1)
 
 
 def test_what_a_definition_does_not_cover_is_a_row_with_its_reason(tmp_path: Path, folder: Path, llm: VideoLLM) -> None:

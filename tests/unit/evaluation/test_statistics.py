@@ -34,7 +34,7 @@ def test_a_video_whose_questions_fall_together_counts_once() -> None:
 
 
 @given(answers)
-def test_duplicating_every_question_changes_nothing(values: list[tuple[float, str]]) -> None:
+def test_clustered_error_is_unchanged_when_every_question_is_duplicated(values: list[tuple[float, str]]) -> None:
     once, twice = tally_of(values), tally_of(values + values)
     assert twice.count == 2 * once.count
     assert twice.mean() == pytest.approx(once.mean(), abs=1e-9)
@@ -42,7 +42,7 @@ def test_duplicating_every_question_changes_nothing(values: list[tuple[float, st
 
 
 @given(answers)
-def test_the_error_is_that_of_the_cluster_robust_formula(values: list[tuple[float, str]]) -> None:
+def test_the_clustered_error_is_that_of_the_cluster_robust_formula(values: list[tuple[float, str]]) -> None:
     mean = sum(value for value, _ in values) / len(values)
     scores = [sum(value - mean for value, video in values if video == each) for each in "abcdef"]
     assert tally_of(values).stderr() == pytest.approx(math.sqrt(sum(s * s for s in scores)) / len(values), abs=1e-9)

@@ -1,0 +1,125 @@
+"""What ``cacovid evaluate`` prints of its result; everything is in the reports."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from cacovid.evaluation.result import EvaluationResult, Row
+
+
+def print_result(result: "EvaluationResult", console: "Console") -> None:
+    """Accuracy of all methods, then how sure it is that a method is better than its best rival, and what it costs."""
+    from cacovid.evaluation.reports.markdown import undefined_line
+
+    console.print(_accuracy(result))
+    for cell in result.undefined:
+        console.print(undefined_line(cell), highlight=False, markup=False, soft_wrap=True)
+    if any(row.versus is not None for row in result.rows):
+        console.print(_versus(result))
+    console.print(_saved(result))
+    if result.swapped:
+        console.print(_swapped(result))
+
+
+def _accuracy(result: "EvaluationResult") -> "Table":
+    table = _table(
+        result,
+        f"{result.model}: accuracy in % on {result.questions} questions, {result.clips} clips "
+        f"(all tokens {100 * result.full_accuracy:.1f})",
+        "± one standard error, clustered by video",
+    )
+    table.add_column("AUC", justify="right")
+
+    def area(method: str) -> str:
+        found = result.question_awareness.get(method)
+        return "-" if found is None else f"{found:.3f}"
+
+    _fill(table, result, lambda row: f"{100 * row.accuracy:.1f} ±{100 * row.stderr:.1f}", area)
+    return table
+
+
+def _versus(result: "EvaluationResult") -> "Table":
+    from cacovid.evaluation.reports.markdown import p_value
+
+    def show(row: "Row") -> str:
+        versus = row.versus
+        if versus is None:
+            return "-"
+        difference = f"{100 * versus.difference:+.1f} ±{100 * versus.stderr:.1f}"
+        return f"{difference}\n{versus.rival}\np {p_value(max(versus.mcnemar_p, versus.bootstrap_p))}"
+
+    table = _table(
+        result,
+        "points of accuracy against the best other training-free method",
+        "± one standard error, clustered by video; the larger p of McNemar's test and of the bootstrap by video",
+    )
+    _fill(table, result, show)
+    return table
+
+
+def _saved(result: "EvaluationResult") -> "Table":
+    """Shares of the full model, and times."""
+
+    def show(row: "Row") -> str:
+        share = "-" if row.share_of_full is None else f"{100 * row.share_of_full:.0f}"
+        figures = f"{share} / {100 * row.agreement:.0f}\n{100 * row.input_share:.1f} / {100 * row.mean_share:.1f}"
+        times = result.times_of(row.method, row.retention)
+        if times is None or times.first_token_ms is None or times.first_token_with_tower_ms is None:
+            return figures
+        return f"{figures}\n{times.first_token_ms:.1f} / {times.first_token_with_tower_ms:.1f}"
+
+    table = _table(
+        result,
+        "accuracy / equal answers in % of all tokens'; tokens in %: input / average over layers; "
+        "ms to the first token: without / with the tower",
+        "compressing, prefill and memory apart: results.md, times.json",
+    )
+    _fill(table, result, show)
+    return table
+
+
+def _swapped(result: "EvaluationResult") -> "Table":
+    found = {(each.method, each.retention): each for each in result.swapped}
+
+    def show(row: "Row") -> str:
+        each = found.get((row.method, row.retention))
+        return "-" if each is None else f"{100 * each.accuracy:.1f} ({100 * each.change:+.1f})"
+
+    table = _table(
+        result,
+        "control: accuracy in % from tokens kept for another question about the clip",
+        "in brackets: change against the method's own tokens, on the same questions",
+    )
+    _fill(table, result, show)
+    return table
+
+
+def _table(result: "EvaluationResult", title: str, caption: str) -> "Table":
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title), caption=caption)
+    table.add_column("method", no_wrap=True)
+    for retention in result.retentions:
+        table.add_column(f"{100 * retention:g} %", justify="right")
+    return table
+
+
+def _fill(
+    table: "Table",
+    result: "EvaluationResult",
+    show: "Callable[[Row], str]",
+    last: Callable[[str], str] | None = None,
+) -> None:
+    from rich.markup import escape
+
+    from cacovid.evaluation.reports.markdown import UNDEFINED
+    from cacovid.evaluation.result import Row
+
+    for method in result.methods:
+        cells = [result.cell(method, retention) for retention in result.retentions]
+        shown = [show(cell) if isinstance(cell, Row) else UNDEFINED for cell in cells]
+        table.add_row(escape(method), *shown, *([] if last is None else [last(method)]))
