@@ -21,7 +21,8 @@ from torch import Tensor
 from cacovid.answering.prompting import format_prompt, option_letters
 from cacovid.config import ModelConfig, SelectionConfig
 from cacovid.data.video import DecodedVideo, read_frames
-from cacovid.drawing import draw_kept_tokens
+from cacovid.drawing.kept import draw_kept_tokens
+from cacovid.drawing.scores import ScoredClip, draw_frame_scores, draw_token_scores
 from cacovid.errors import UserError
 from cacovid.limits import MAX_FRAMES
 from cacovid.methods.selection import budget, select_tokens
@@ -100,6 +101,18 @@ class CompressedVideo:
         return draw_kept_tokens(
             self.video.frames, self.encoded.grid, self.kept, timestamps=self.video.timestamps, lines=lines
         )
+
+    def draw_scores(self, title: str = "") -> dict[str, Image]:
+        """What the policy saw: 'frame-scores' along time, and 'token-scores' as a heat map over the frames."""
+        scored = ScoredClip(
+            self.video.frames,
+            self.video.timestamps,
+            self.encoded.grid,
+            self.token_scores,
+            self.frame_scores,
+            self.kept,
+        )
+        return {"frame-scores": draw_frame_scores(scored, title), "token-scores": draw_token_scores(scored, title)}
 
     def _keep(self, all_tokens: bool) -> Tensor:
         """(1, k) or (1, N) indices on the model's device."""
