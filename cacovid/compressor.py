@@ -57,6 +57,11 @@ class CompressedVideo:
     timings: Timings
     video_llm: VideoLLM
 
+    @property
+    def whole(self) -> Tensor:
+        """(N,) int64 all token indices, on the CPU."""
+        return torch.arange(self.encoded.grid.tokens)
+
     def answer(self, *, all_tokens: bool = False, max_new_tokens: int | None = None) -> str:
         """The Video-LLM's answer from the retained (or from all) video tokens.
 
@@ -116,8 +121,7 @@ class CompressedVideo:
 
     def _keep(self, all_tokens: bool) -> Tensor:
         """(1, k) or (1, N) indices on the model's device."""
-        kept = torch.arange(self.encoded.grid.tokens) if all_tokens else self.kept
-        return kept[None].to(self.video_llm.device)
+        return (self.whole if all_tokens else self.kept)[None].to(self.video_llm.device)
 
 
 class Compressor:
