@@ -30,8 +30,8 @@ def status(
 
 def _folder_of(run: str) -> Path:
     """``run`` itself, or where this machine works on the run of a store."""
-    from cluster.training.store_address import StoreAddress
-    from cluster.training.stored_run import default_folder
+    from cluster.training.stores.address import StoreAddress
+    from cluster.training.stores.opening import default_folder
 
     store = StoreAddress.parse(run)
     folder = Path(run) if store is None else default_folder(store)

@@ -9,8 +9,8 @@ from cacovid.errors import UserError
 from cluster.commands.status import _folder_of
 from cluster.training.run_directory import RunDirectory
 from cluster.training.run_status import StatusFile
-from cluster.training.store_address import StoreAddress
-from cluster.training.stored_run import default_folder
+from cluster.training.stores.address import StoreAddress
+from cluster.training.stores.opening import default_folder
 from tests.unit.commands.test_measuring_commands import cacovid, refused
 from tests.unit.training.test_run_status import actors, row
 
