@@ -6,12 +6,14 @@ A kill loses the newest few questions; whoever opens the store again goes on wit
 """
 
 import json
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cacovid.atomic import writing
@@ -89,8 +91,9 @@ class RowStore:
     @staticmethod
     def clear(folder: Path) -> None:
         """Forget what lies in ``folder``."""
-        for path in _files(folder):
-            path.unlink()
+        (folder / ROWS).unlink(missing_ok=True)
+        if (folder / PARTS).is_dir():
+            shutil.rmtree(folder / PARTS)
 
     @staticmethod
     def is_in(folder: Path) -> bool:
@@ -113,27 +116,27 @@ class RowStore:
         """Write ``rows.parquet``, questions in this order, in place of the parts."""
         self._flush()
         place = {question: number for number, question in enumerate(order)}
-        tables = [self._read(path) for path in self._files()]
-        table = pa.concat_tables(tables) if tables else self._schema.empty_table()
+        table = pa.concat_tables([self._schema.empty_table(), *self._tables()])
         sorting = sorted(range(len(table)), key=[place[id] for id in table.column("question").to_pylist()].__getitem__)
         with writing(self._folder / ROWS) as part:
             pq.write_table(table.take(sorting).replace_schema_metadata(self._schema.metadata), part)
-        for path in _files(self._folder):
-            if path.name != ROWS:
-                path.unlink()
-        (self._folder / PARTS).rmdir()
+        shutil.rmtree(self._folder / PARTS)  # with what a kill left half written
 
     def rows(self) -> Iterator[QuestionRow]:
         """All rows written and waiting, each question's together and once."""
+        for table in self._tables():
+            for batch in table.to_batches(max_chunksize=4096):
+                yield from (QuestionRow(**row) for row in batch.to_pylist())
+        yield from self._waiting
+
+    def _tables(self) -> Iterator[pa.Table]:
+        """Of each file what those before it do not hold."""
         seen: set[str] = set()
         for path in self._files():
-            found: set[str] = set()
-            for batch in self._read(path).to_batches(max_chunksize=4096):
-                rows = [QuestionRow(**row) for row in batch.to_pylist()]
-                yield from (row for row in rows if row.question not in seen)
-                found.update(row.question for row in rows)
-            seen |= found
-        yield from self._waiting
+            table = self._read(path)
+            questions = table.column("question")
+            yield table.filter(pc.invert(pc.is_in(questions, pa.array(seen, pa.string()))))
+            seen.update(questions.to_pylist())
 
     def _files(self) -> list[Path]:
         return _files(self._folder)

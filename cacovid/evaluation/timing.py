@@ -2,7 +2,7 @@
 
     frames ──tower──► features ──compress──► reduction ──prefill──► first token
 
-Each step is warmed up once. Decoding the file is in none of them.
+Everything has run before: measuring comes first. Decoding the file is in none of them.
 """
 
 import time
@@ -54,11 +54,7 @@ def timed_rows(
 
 
 def _taken(video_llm: VideoLLM, method: Method | None, case: EvaluationCase, retention: float) -> Taken:
-    """Of the second of two times; ``method`` None: with all tokens."""
-    return [_once(video_llm, method, case, retention) for _ in range(2)][-1]
-
-
-def _once(video_llm: VideoLLM, method: Method | None, case: EvaluationCase, retention: float) -> Taken:
+    """Of one reduction; ``method`` None: with all tokens."""
     device, whole = video_llm.device, case.input.grid.tokens
     fresh = replace(case)
     if device.type == "cuda":
@@ -79,7 +75,7 @@ def _once(video_llm: VideoLLM, method: Method | None, case: EvaluationCase, rete
 def _tower_ms(reader: ItemReader, case: EvaluationCase, attention: bool) -> float:
     video, device = reader.frames(case.item.clip), reader.video_llm.device
     seconds = 0.0
-    for _ in range(2):
+    for _ in range(2):  # the first time warms up: the cache may have had the clip
         started = _now(device)
         reader.video_llm.watch(video.frames, fps=video.fps, tower_attention=attention)
         seconds = _now(device) - started

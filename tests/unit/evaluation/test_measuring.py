@@ -13,9 +13,10 @@ from cacovid.config import ModelConfig, PolicyConfig, SelectionConfig, TrainConf
 from cacovid.data.reader import ItemReader
 from cacovid.data.skipped import SkippedItems
 from cacovid.errors import BadItem, UserError
-from cacovid.evaluation.measuring import evaluate
+from cacovid.evaluation.measuring import evaluate, plan
 from cacovid.evaluation.reports.files import as_markdown, write_report
 from cacovid.evaluation.result import EvaluationResult
+from cacovid.evaluation.rows import FULL
 from cacovid.methods.policy_method import PolicyMethod
 from cacovid.methods.protocol import EvaluationCase
 from cacovid.methods.registry import build_methods
@@ -272,3 +273,57 @@ def test_clustered_errors_see_videos_not_questions(folder: Path, llm: VideoLLM) 
     for row, doubled in zip(once.rows, twice.rows, strict=True):
         assert (doubled.n, doubled.accuracy) == (2 * row.n, row.accuracy)
         assert doubled.stderr == pytest.approx(row.stderr, abs=1e-9)
+
+
+def test_the_swapped_control_asks_this_question_from_what_was_kept_for_another(folder: Path, llm: VideoLLM) -> None:
+    class Asking:
+        """Keeps the first tokens for questions about A, the last ones for B."""
+
+        name = "asking"
+
+        def select(self, case: EvaluationCase, retention: float) -> Tensor:
+            kept, whole = case.budget(retention), case.input.grid.tokens
+            return torch.arange(kept) if "A?" in case.item.question else torch.arange(whole - kept, whole)
+
+    items = questions(folder)
+    result = run(llm, [Asking(), *build_methods(["uniform", "random"], {}, llm, seed=0)], items, swapped=True)
+    found = {(each.method, each.retention): each for each in result.swapped}
+    last = torch.arange(36 - 3, 36)
+    right = 0
+    for item in items:
+        keep = last if "A?" in item.question else torch.arange(3)
+        logits = llm.first_logits(ItemReader(llm, 4).encode(item), keep[None])[0]
+        right += "ABC"[int(logits[llm.option_tokens("ABC")].argmax())] == item.answer
+    assert found["asking", 0.1].accuracy == pytest.approx(right / 6)
+    for name in ("uniform", "random"):
+        assert found[name, 0.1].change == found[name, 0.1].change_stderr == 0.0
+    assert found["asking", 0.1].n == 6
+
+
+def test_another_question_is_one_about_the_same_clip_that_asks_something_else(folder: Path) -> None:
+    items = questions(folder)
+    same = replace(items[0], id="same words")
+    other_part = replace(items[0], id="other part", start=1.0, question="what else?")
+    asked = {each.item.id: each for each in plan([*items, same, other_part], swapped=True, timed=2)}
+    assert [asked[id].other for id in ("q0-A", "q0-B", "same words")] == [items[1], same, items[1]]
+    assert asked["other part"].other is None
+    assert [each.item.id for each in asked.values() if each.timed] == ["q0-A", "q1-A"]
+    assert not any(each.other or each.timed for each in plan(items))
+
+
+def test_a_few_questions_are_timed_with_and_without_the_tower(folder: Path, llm: VideoLLM, tmp_path: Path) -> None:
+    methods = [Watched(), *build_methods(["visionzip", "fastv"], {}, llm, seed=0)]
+    result = run(llm, methods, questions(folder), timed=2)
+    assert result.times[0].method == FULL
+    for each in result.times:
+        assert each.prefill_ms is not None
+        assert each.tower_ms is not None
+        assert each.first_token_ms == pytest.approx(each.compress_ms + each.prefill_ms)
+        assert each.first_token_with_tower_ms == pytest.approx(each.first_token_ms + each.tower_ms)
+        assert each.memory_bytes is not None
+        assert each.memory_bytes > 10**6
+    paths = write_report(result, tmp_path)
+    times = json.loads(paths["times.json"].read_text())
+    assert times["memory_bytes"]["CPU"].startswith("resident")
+    assert {row["device"] for row in times["rows"]} == {"CPU"}
+    assert paths["accuracy-over-time.png"].read_bytes().startswith(b"\x89PNG")
