@@ -3,6 +3,7 @@
 messages -> text and clips -> encoded -> method -> reduction -> greedy answer
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from cacovid.models.reduction import Reduction
 from cacovid.policy.base import CompressionPolicy
 from cacovid.policy.files import PolicyMetadata
 from cacovid.records import VideoQuestion
+
+_OPTIONS = re.compile(r"^\s*\(?A[.):]\s", re.MULTILINE)  # the line of the first one
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,7 @@ class Answerer:
         whole = torch.arange(encoded.grid.tokens if addresses else 0)
         reduction = Reduction(whole)
         if self._method is not None and addresses:
-            text = "\n".join(part["text"] for turn in chat for part in turn["content"] if part["type"] == "text")
-            item = VideoQuestion(name, addresses[0], text, (), "", "free-form", "harness")
+            item = VideoQuestion(name, addresses[0], question_of(chat), (), "", "free-form", "harness")
             reduction = reduction_by(self._method, EvaluationCase(item, encoded, self._seed), self._retention)
         seen = reduction.applied(encoded)
         with answering_with(self.video_llm, seen, reduction):
@@ -138,6 +140,12 @@ def _split(messages: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[
                 )
         chat.append({"role": message["role"], "content": parts})
     return addresses, chat
+
+
+def question_of(chat: Sequence[Mapping[str, Any]]) -> str:
+    """What is asked, without lettered options: some methods compare tokens with the question's words alone."""
+    text = "\n".join(part["text"] for turn in chat for part in turn["content"] if part["type"] == "text")
+    return _OPTIONS.split(text, maxsplit=1)[0].strip() or text
 
 
 def _refuse_segment(part: Mapping[str, Any]) -> None:
