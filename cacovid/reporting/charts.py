@@ -95,7 +95,8 @@ def results_charts(results: Results) -> list[Chart]:
 
 
 def _results_chart(title: str, results: Results, height: Callable[[Row], float | None], *, errors: bool) -> Chart:
-    keys = list(_keys(results))
+    drawn = {row.method for row in results.rows if height(row) is not None}
+    keys = [key for key in _keys(results) if key.label in drawn]
     with _chart() as (figure, axes):
         for key in keys:
             rows = [row for row in results.rows if row.method == key.label and height(row) is not None]

@@ -33,11 +33,20 @@ class Report:
 
 
 @dataclass(frozen=True)
+class _Cell:
+    """A row in the table of results."""
+
+    row: Row
+    best: bool  # of its column's, with no more tokens than the others
+    more: bool  # tokens than its column's share, as average over the layers
+
+
+@dataclass(frozen=True)
 class _Line:
     """A method in the table of results."""
 
     method: str
-    cells: Sequence[Row | None]
+    cells: Sequence[_Cell | None]
     awareness: float | None
 
 
@@ -49,7 +58,6 @@ class _Evaluation:
     results: Results
     charts: Sequence[Chart]
     lines: Sequence[_Line]
-    best: Sequence[float]  # accuracy at each ratio, of all methods but the oracle
     evaluated: Evaluated
     worst: Sequence[Worst]
 
@@ -94,16 +102,34 @@ def picture_uri(image: Image.Image) -> str:
 
 def _evaluation(evaluated: Evaluated, worst: Sequence[Worst]) -> _Evaluation:
     results = evaluated.results
+    best = {ratio: _best(results, ratio) for ratio in results.retentions}
     lines = [
-        _Line(method, [results.row(method, ratio) for ratio in results.retentions], area)
+        _Line(
+            method,
+            [_cell(results.row(method, ratio), best[ratio]) for ratio in results.retentions],
+            results.question_awareness.get(method),
+        )
         for method in results.methods
-        for area in [results.question_awareness.get(method)]
     ]
-    best = [
-        max((row.accuracy for line in lines if (row := line.cells[place]) and line.method != "oracle"), default=0.0)
-        for place in range(len(results.retentions))
-    ]
-    return _Evaluation(evaluated.name, results, results_charts(results), lines, best, evaluated, worst)
+    return _Evaluation(evaluated.name, results, results_charts(results), lines, evaluated, worst)
+
+
+def _best(results: Results, ratio: float) -> float | None:
+    """The highest accuracy of those that keep to the ratio and do not know the answer's place."""
+    fair = [row for row in results.rows if row.retention == ratio and not _takes_more(row) and row.method != "oracle"]
+    return max((row.accuracy for row in fair), default=None)
+
+
+def _cell(row: Row | None, best: float | None) -> _Cell | None:
+    if row is None:
+        return None
+    more = _takes_more(row)
+    return _Cell(row, row.accuracy == best and not more and row.method != "oracle", more)
+
+
+def _takes_more(row: Row) -> bool:
+    """Some methods are defined by what is left behind an early layer: their average is larger."""
+    return row.mean_share > 1.05 * row.retention
 
 
 def _environment() -> dict[str, str]:

@@ -1,6 +1,5 @@
 """A run's folder as a report takes it: nothing is locked, nothing written, and no host is named."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ def run_record(folder: Path) -> RunRecord:
     try:
         rows = run.rows()
         steps = [int(row["step"]) for row in rows]
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{run.metrics} holds no rows of training steps ({error}): is it a run of ours?") from error
     facts = {
         "steps": f"{max(steps, default=-1) + 1} of {config.run.steps}",
@@ -71,4 +70,4 @@ def _versions(run: RunDirectory) -> str:
         return ""
     with logs[-1].open(encoding="utf-8", errors="replace") as file:
         found = _VERSIONS.search(file.readline())
-    return found[1] if found else ""
+    return re.sub(r"(commit \w{12})\w*", r"\1", found[1]) if found else ""
