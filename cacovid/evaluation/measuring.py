@@ -24,7 +24,7 @@ from cacovid.methods.selection import budget
 from cacovid.records import Clip, VideoQuestion
 
 Progress = Callable[[int, int], None]  # items done, items in all
-TIMED = 3  # questions, on different clips, that are timed alone
+TIMED = 5  # questions, on different clips, that are timed alone
 
 
 @dataclass(frozen=True)
