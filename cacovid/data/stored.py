@@ -1,23 +1,24 @@
 """Questions that stay on disk: a table of millions costs a process a few megabytes.
 
-They lie in an unnamed temporary file of equal Arrow batches, mapped into memory; a question is made when it is asked
-for. Parquet itself would have to be unpacked a whole row group for each.
+They lie in an unnamed temporary file of equal Arrow batches, of which one is read when a question is asked for. Parquet
+itself would have to be unpacked a whole row group for each.
 """
 
-import mmap
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from cacovid.data.table import SCHEMA
 from cacovid.records import VideoQuestion
 
-_BATCH = 1_024  # rows of each batch but the last
+_BATCH = 256  # rows of each batch but the last
 _LISTS = [field.name for field in SCHEMA if pa.types.is_list(field.type)]
 
 
@@ -31,13 +32,12 @@ class StoredQuestions(Sequence[VideoQuestion]):
 
     def __init__(self, items: Iterable[VideoQuestion], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            rows = ({name: getattr(item, name) for name in SCHEMA.names} for item in items)
-            with pa.ipc.new_file(file, SCHEMA) as writer:
-                while batch := list(islice(rows, _BATCH)):
-                    writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
-            file.flush()
-            self._reader = pa.ipc.open_file(pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - read from as long as this object lives
+        rows = ({name: getattr(item, name) for name in SCHEMA.names} for item in items)
+        with pa.ipc.new_file(self._file, SCHEMA) as writer:
+            while batch := list(islice(rows, _BATCH)):
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
+        self._reader = pa.ipc.open_file(self._file)
         self._batches = self._reader.num_record_batches
         last = self._reader.get_batch(self._batches - 1).num_rows if self._batches else 0
         self._size: int = max(self._batches - 1, 0) * _BATCH + last
@@ -58,28 +58,35 @@ class StoredQuestions(Sequence[VideoQuestion]):
         place = range(self._size)[index]
         return _question(self._reader.get_batch(place // _BATCH).slice(place % _BATCH, 1))
 
-    def ids(self) -> Iterator[tuple[int, pa.Array]]:
-        """The ids batch by batch, each with the place of its first."""
+    def ids(self) -> Iterator[str]:
+        """The ids in order, without the rest of the questions."""
         for number in range(self._batches):
-            yield number * _BATCH, self._reader.get_batch(number).column("id")
+            yield from self._reader.get_batch(number).column("id").to_pylist()
 
 
 class _ById(Mapping[str, VideoQuestion]):
-    """Looked for from end to end: it is asked for after restores alone."""
+    """16 bytes a question, once one is asked for: the ids' hashes, sorted, and where they stand."""
 
     def __init__(self, questions: StoredQuestions) -> None:
         self._questions = questions
 
+    @cached_property
+    def _index(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        hashes = np.fromiter(map(hash, self), np.int64, len(self))
+        places = np.argsort(hashes)
+        return hashes[places], places
+
     def __getitem__(self, key: str) -> VideoQuestion:
-        for first, ids in self._questions.ids():
-            place: int = pc.index(ids, key).as_py()
-            if place >= 0:
-                return self._questions[first + place]
+        hashes, places = self._index
+        first, last = (int(np.searchsorted(hashes, hash(key), side)) for side in ("left", "right"))
+        for place in map(int, places[first:last]):
+            found: VideoQuestion = self._questions[place]
+            if found.id == key:
+                return found
         raise KeyError(key)
 
     def __iter__(self) -> Iterator[str]:
-        for _, ids in self._questions.ids():
-            yield from ids.to_pylist()
+        return self._questions.ids()
 
     def __len__(self) -> int:
         return len(self._questions)
