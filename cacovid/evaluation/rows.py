@@ -25,7 +25,7 @@ _SETTINGS = b"cacovid.settings"
 _LOST_SHARE = 0.02  # of the time so far, that a kill may cost
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class QuestionRow:
     """One method at one ratio on one question."""
 
