@@ -36,7 +36,8 @@ class MeasuringActor:
     def __init__(self, config: MeasuringConfig, worker_index: int) -> None:
         self._config = config
         self._measurer = Measurer(config.setup)
-        torch.set_num_threads(config.threads)
+        if worker_index:
+            torch.set_num_threads(config.threads)
 
     def node_id(self) -> str:
         """The node that this actor runs on."""

@@ -24,7 +24,7 @@ from cacovid.methods.selection import budget
 from cacovid.records import Clip, VideoQuestion
 
 Progress = Callable[[int, int], None]  # items done, items in all
-TIMED = 3  # questions, on different clips, that are timed alone
+TIMED = 5  # questions, on different clips, that are timed alone
 
 
 @dataclass(frozen=True)
@@ -143,25 +143,34 @@ def gather(
     known = 0 if store is None else len(store.known)
     if skipped is not None:
         skipped.use(known)
-    for done, outcome in enumerate(outcomes, start=known + 1):
-        if outcome.reason is not None:
-            if skipped is None:
-                raise BadItem(outcome.reason)
-            skipped.add(outcome.item.id, outcome.item.video, outcome.reason)
-        else:
-            if skipped is not None:
-                skipped.use()
+    try:
+        for done, outcome in enumerate(outcomes, start=known + 1):
+            _count(outcome, skipped)
             if store is None:
                 measured += outcome.rows
             else:
                 store.add(outcome.rows)
-        if progress is not None:
-            progress(done, len(ran.items))
+            if progress is not None:
+                progress(done, len(ran.items))
+    finally:
+        if store is not None:
+            store.flush()
     if skipped is not None:
         skipped.finish()
     if store is not None:
         store.finish([item.id for item in ran.items])
     return summed_up(measured if store is None else store.rows(), ran, 0 if skipped is None else skipped.skipped)
+
+
+def _count(outcome: Outcome, skipped: SkippedItems | None) -> None:
+    """Keep the books of unusable items."""
+    if outcome.reason is None:
+        if skipped is not None:
+            skipped.use()
+    elif skipped is None:
+        raise BadItem(outcome.reason)
+    else:
+        skipped.add(outcome.item.id, outcome.item.video, outcome.reason)
 
 
 def check_retentions(retentions: Sequence[float]) -> list[float]:

@@ -25,7 +25,7 @@ _SETTINGS = b"cacovid.settings"
 _LOST_SHARE = 0.02  # of the time so far, that a kill may cost
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class QuestionRow:
     """One method at one ratio on one question."""
 
@@ -110,11 +110,21 @@ class RowStore:
         self._waiting += rows
         now = time.monotonic()
         if now - self._written > max(1.0, _LOST_SHARE * (now - self._started)):
-            self._flush()
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        self._written = time.monotonic()
+        if self._waiting:
+            numbers = [int(path.stem) for path in (self._folder / PARTS).glob("*.parquet")]
+            path = self._folder / PARTS / f"{max(numbers, default=-1) + 1:06}.parquet"
+            with writing(path) as part:
+                pq.write_table(pa.Table.from_pylist(list(map(asdict, self._waiting)), schema=self._schema), part)
+            self._waiting.clear()
 
     def finish(self, order: Sequence[str]) -> None:
         """Write ``rows.parquet``, questions in this order, in place of the parts."""
-        self._flush()
+        self.flush()
         place = {question: number for number, question in enumerate(order)}
         table = pa.concat_tables([self._schema.empty_table(), *self._tables()])
         sorting = sorted(range(len(table)), key=[place[id] for id in table.column("question").to_pylist()].__getitem__)
@@ -140,15 +150,6 @@ class RowStore:
 
     def _files(self) -> list[Path]:
         return _files(self._folder)
-
-    def _flush(self) -> None:
-        self._written = time.monotonic()
-        if self._waiting:
-            numbers = [int(path.stem) for path in (self._folder / PARTS).glob("*.parquet")]
-            path = self._folder / PARTS / f"{max(numbers, default=-1) + 1:06}.parquet"
-            with writing(path) as part:
-                pq.write_table(pa.Table.from_pylist(list(map(asdict, self._waiting)), schema=self._schema), part)
-            self._waiting.clear()
 
     def _read(self, path: Path, columns: list[str] | None = None) -> pa.Table:
         try:

@@ -4,23 +4,19 @@ Whatever order the rows come in, and whoever measured them, the sums are taken i
 the same to the last digit.
 """
 
-import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from cacovid.errors import UserError
 from cacovid.evaluation.comparison import Comparison, Paired, compare
-from cacovid.evaluation.result import EvaluationResult, Row, Slice, Swapped, Times, Undefined
+from cacovid.evaluation.result import EvaluationResult, Row, Swapped, Times, Undefined
+from cacovid.evaluation.row_sums import known_reward, mean, reward, tally
 from cacovid.evaluation.rows import FULL, QuestionRow
-from cacovid.evaluation.statistics import Tally
+from cacovid.evaluation.slices import slices_of
 from cacovid.methods.registry import BASELINES
 from cacovid.records import VideoQuestion
-
-_RIGHT = 0.5  # a reward from which an answer counts as right, for the split by difficulty
-_DURATIONS = ((60.0, "up to 1 min"), (600.0, "1 to 10 min"), (3600.0, "10 to 60 min"), (math.inf, "over 1 h"))
-_SPLITS = ("duration", "group", "question_type")
 
 Cell = tuple[str, float]
 
@@ -82,37 +78,37 @@ def summed_up(rows: Iterable[QuestionRow], ran: Ran, skipped: int) -> Evaluation
     plain = {cell: _row(cell, found, full) for cell, found in defined.items()}
     versus = _versus(plain, defined, ran.seed)
     awareness = _awareness(ran, defined)
-    accuracy = _tally(full.values(), _reward)
+    accuracy = tally(full.values(), reward)
     return EvaluationResult(
         model=ran.model,
         clips=len(accuracy.by_video),
         questions=accuracy.count,
         seed=ran.seed,
-        full_accuracy=_mean(accuracy),
+        full_accuracy=mean(accuracy),
         question_awareness_auc=awareness.get(ran.policies[0]) if ran.policies else None,
         rows=tuple(Row(**{**vars(row), "versus": versus.get(cell)}) for cell, row in plain.items()),
         full_stderr=accuracy.stderr(),
         question_awareness=awareness,
         skipped=skipped,
         undefined=tuple(undefined),
-        slices=tuple(_slices(known.items, {(FULL, 1.0): full, **defined})),
+        slices=tuple(slices_of(known.items, {(FULL, 1.0): full, **defined})),
         swapped=tuple(each for cell, found in defined.items() if (each := _swapped(cell, found)) is not None),
         times=tuple(_times(cell, found) for cell, found in ({(FULL, 1.0): full} | defined).items()),
     )
 
 
 def _row(cell: Cell, rows: Mapping[str, QuestionRow], full: Mapping[str, QuestionRow]) -> Row:
-    accuracy = _tally(rows.values(), _reward)
+    accuracy = tally(rows.values(), reward)
     alike = sum(row.answer == full[question].answer for question, row in rows.items())
     return Row(
         *cell,
-        accuracy=_mean(accuracy),
+        accuracy=mean(accuracy),
         stderr=accuracy.stderr(),
-        evidence_recall=_tally(rows.values(), lambda row: row.recall).mean(),
+        evidence_recall=tally(rows.values(), lambda row: row.recall).mean(),
         n=accuracy.count,
-        input_share=_mean(_tally(rows.values(), lambda row: row.input_share)),
-        mean_share=_mean(_tally(rows.values(), lambda row: row.mean_share)),
-        share_of_full=_mean(accuracy) / whole if (whole := _mean(_tally(full.values(), _reward))) else None,
+        input_share=mean(tally(rows.values(), lambda row: row.input_share)),
+        mean_share=mean(tally(rows.values(), lambda row: row.mean_share)),
+        share_of_full=mean(accuracy) / whole if (whole := mean(tally(full.values(), reward))) else None,
         agreement=alike / len(rows),
     )
 
@@ -130,7 +126,7 @@ def _versus(
         ours, theirs = found[cell].values(), found[best.method, cell[1]].values()
         pairs[cell] = (
             best.method,
-            Paired([row.video for row in ours], *(list(map(_value, side)) for side in (ours, theirs))),
+            Paired([row.video for row in ours], *(list(map(known_reward, side)) for side in (ours, theirs))),
         )
     return compare(pairs, seed)
 
@@ -147,9 +143,9 @@ def _awareness(ran: Ran, found: Mapping[Cell, Mapping[str, QuestionRow]]) -> dic
     means = {}
     for method in ran.methods:
         rows = next((found[method, ratio] for ratio in ran.ratios if (method, ratio) in found), {})
-        mean = _tally(rows.values(), lambda row: row.awareness).mean()
-        if mean is not None:
-            means[method] = mean
+        area = tally(rows.values(), lambda row: row.awareness).mean()
+        if area is not None:
+            means[method] = area
     return means
 
 
@@ -157,44 +153,12 @@ def _swapped(cell: Cell, rows: Mapping[str, QuestionRow]) -> Swapped | None:
     both = [row for row in rows.values() if row.swapped_reward is not None]
     if not both:
         return None
-    accuracy = _tally(both, lambda row: row.swapped_reward)
-    change = Paired([row.video for row in both], [row.swapped_reward or 0.0 for row in both], list(map(_value, both)))
-    tally = change.differences()
-    return Swapped(*cell, _mean(accuracy), accuracy.stderr(), _mean(tally), tally.stderr(), accuracy.count)
-
-
-def _slices(items: Sequence[VideoQuestion], found: Mapping[Cell, Mapping[str, QuestionRow]]) -> Iterable[Slice]:
-    """By what the data set says of its questions, and by what random tokens lead to."""
-    for name in _SPLITS:
-        parts: dict[str, set[str]] = defaultdict(set)
-        for item in items:
-            if value := _value_of(item, name):
-                parts[value].add(item.id)
-        for value, questions in parts.items():
-            for cell, rows in found.items():
-                yield from _slice(name, value, cell, rows, questions)
-    for cell, rows in found.items():
-        lucky = found.get(("random", cell[1]), {})
-        right = {question for question, row in lucky.items() if _value(row) >= _RIGHT}
-        if cell[0] != FULL and cell[1] != 1:
-            yield from _slice("random", "right", cell, rows, right)
-            yield from _slice("random", "wrong", cell, rows, lucky.keys() - right)
-
-
-def _slice(
-    by: str, value: str, cell: Cell, rows: Mapping[str, QuestionRow], questions: Iterable[str]
-) -> Iterable[Slice]:
-    wanted = set(questions)
-    tally = _tally((row for question, row in rows.items() if question in wanted), _reward)
-    if tally.count:
-        yield Slice(by, value, *cell, _mean(tally), tally.stderr(), tally.count)
-
-
-def _value_of(item: VideoQuestion, name: str) -> str:
-    """'' where the table does not say."""
-    if name != "duration":
-        return str(getattr(item, name))
-    return "" if item.duration is None else next(label for most, label in _DURATIONS if item.duration <= most)
+    accuracy = tally(both, lambda row: row.swapped_reward)
+    change = Paired(
+        [row.video for row in both], [row.swapped_reward or 0.0 for row in both], list(map(known_reward, both))
+    )
+    lost = change.differences()
+    return Swapped(*cell, mean(accuracy), accuracy.stderr(), mean(lost), lost.stderr(), accuracy.count)
 
 
 def _times(cell: Cell, rows: Mapping[str, QuestionRow]) -> Times:
@@ -207,28 +171,3 @@ def _times(cell: Cell, rows: Mapping[str, QuestionRow]) -> Times:
     memory = max((row.memory_bytes or 0 for row in timed), default=None)
     devices = " and ".join(sorted({row.device for row in timed if row.device is not None})) or None
     return Times(*cell, compress, prefill, tower, first, with_tower, memory, devices)
-
-
-def _reward(row: QuestionRow) -> float | None:
-    return row.reward
-
-
-def _value(row: QuestionRow) -> float:
-    assert row.reward is not None
-    return row.reward
-
-
-def _tally(rows: Iterable[QuestionRow], value: Callable[[QuestionRow], float | None]) -> Tally:
-    """Of the rows that have the value."""
-    tally = Tally()
-    for row in rows:
-        found = value(row)
-        if found is not None:
-            tally.add(found, row.video)
-    return tally
-
-
-def _mean(tally: Tally) -> float:
-    mean = tally.mean()
-    assert mean is not None
-    return mean

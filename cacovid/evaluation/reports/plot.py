@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 from cacovid.atomic import writing
 from cacovid.evaluation.result import EvaluationResult, Row, Times
@@ -98,8 +98,9 @@ def _time_panel(axes: Any, result: EvaluationResult, time: Callable[[Times], flo
 
     _lines(axes, result, place, lambda row: row.accuracy, errors=True)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else ""))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _accuracy_panel(axes: Any, result: EvaluationResult) -> None:  # noqa: ANN401 - matplotlib has no types here
@@ -123,6 +124,8 @@ def _lines(axes: Any, result: EvaluationResult, place: Figures, height: Figures,
     """A line for each method through the rows whose ``place`` and ``height`` are known, on the finished axes."""
     for method, style in _styled(result):
         rows = [row for row in result.rows if row.method == method and None not in (place(row), height(row))]
+        if not rows:
+            continue
         axes.errorbar(
             [place(row) for row in rows],
             [height(row) for row in rows],

@@ -82,6 +82,9 @@ def test_evaluate_prints_a_table_and_writes_the_reports(
     assert Image.open(out / "results.png").width > 500
     again = refused(monkeypatch, capsys, *arguments)
     assert "in use" in again
+    assert cacovid(monkeypatch, *arguments, "--retention", "1,0.1", "--clips", 2) == 0  # nothing is left to measure
+    assert "going on: 4 of 4" in capsys.readouterr().out
+    assert json.loads((out / "results.json").read_text()) == content
     assert cacovid(monkeypatch, *arguments, "--retention", "0.1", "--methods", "random", "--overwrite") == 0
     assert len(json.loads((out / "results.json").read_text())["rows"]) == 1
 
@@ -115,6 +118,8 @@ def test_mistakes_in_evaluate_are_one_line_and_exit_code_two(
     assert "outside (0, 1]" in wrong("--retention", "0.5,1.5")
     assert "no list of numbers" in wrong("--retention", "much")
     assert "unknown selection rule 'best'" in wrong("--rule", "best")
+    assert "unknown control 'best'" in wrong("--controls", "best")
+    assert "exceeds --max-actors 2" in wrong("--actors", 3, "--max-actors", 2)
     assert "policy.json" in wrong("--policy", tmp_path)
     assert "no question table" in wrong(*model, "--data", tmp_path / "none.parquet")
     assert "needs a trained policy" in wrong(*model, "--data", table, "--methods", "policy", "--overwrite")

@@ -24,7 +24,7 @@ def flushed(folder: Path, *questions: str) -> None:
     store = RowStore(folder, SETTINGS)
     for question in questions:
         store.add(rows(question))
-    store._flush()
+    store.flush()
 
 
 def test_what_a_killed_evaluation_wrote_is_known_and_ends_in_one_file(tmp_path: Path) -> None:

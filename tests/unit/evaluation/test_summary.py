@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -45,7 +46,7 @@ def row(number: int, method: str, retention: float = 0.1, **values: object) -> Q
     known = QuestionRow(
         item.id, item.video, method, retention, float(answer == "A"), answer, None, None, share, share, None
     )
-    return QuestionRow(**{**vars(known), **values})
+    return replace(known, **values)
 
 
 def table() -> list[QuestionRow]:
