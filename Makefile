@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := runs/demo
 
-.PHONY: setup demo test test-slow test-cluster test-cluster-long test-gpu lmms-eval lint bench bench-serve bench-scale results clean
+.PHONY: setup demo test test-slow test-cluster test-cluster-long test-gpu lmms-eval lint bench bench-serve bench-scale bench-data results clean
 
 setup: $(READY)
 
@@ -34,7 +34,7 @@ test-slow: setup
 	$(BIN)/pytest -q -m "slow and not cluster"
 
 test-cluster: setup
-	$(BIN)/pytest -q -m "cluster and not slow" tests/cluster --reliability-table docs/reliability.md
+	$(BIN)/pytest -q -m "cluster and not slow" --reliability-table docs/reliability.md
 
 test-cluster-long: setup
 	$(BIN)/pytest -q -m "cluster and slow" --reliability-table docs/reliability.md
@@ -64,6 +64,10 @@ bench-scale: setup
 	$(BIN)/python -m benchmarks.scale --actors 1000
 	$(BIN)/python -m benchmarks.scale --actors 1000 --items-per-actor 2 --parts 4
 	$(BIN)/python -m benchmarks.data_path
+
+bench-data: setup
+	$(BIN)/python -m benchmarks.decoding
+	$(BIN)/python -m benchmarks.table_memory
 
 RESULTS := runs/results
 HELD_OUT := $(RESULTS)/table/clips-held-out-250/questions.parquet

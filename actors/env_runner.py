@@ -59,7 +59,7 @@ class RolloutEnvRunner(EnvRunner, Checkpointable):  # type: ignore[misc]
     def load(self) -> str | None:
         """Load the replica; returns why not where that fails (an exception would end the actor)."""
         video = self.config.first_video
-        if video is not None and not Path(video).is_file():
+        if video is not None and not Path(video).exists():
             return (
                 f"{video} is not there on node {ray.util.get_node_ip_address()}: put the questions' videos where every "
                 "node sees them"

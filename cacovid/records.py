@@ -31,6 +31,24 @@ class VideoQuestion:
     source: str  # the collection it comes from
     evidence: tuple[int, ...] = ()  # token cells of the asked object, t*H*W + row*W + column
     other_objects: tuple[int, ...] = ()  # token cells of every other object
+    start: float | None = None  # seconds after the video's first frame from which on it is asked about; None: the first
+    end: float | None = None  # and until when; None: the last
+    duration: float | None = None  # seconds of the whole video, as its collection says
+    group: str = ""  # its collection's group of lengths, e.g. "short"
+    question_type: str = ""  # its collection's kind of question, e.g. "plotQA"
+
+    @property
+    def clip(self) -> "Clip":
+        """What of the video is watched."""
+        return Clip(self.video, self.start, self.end)
+
+
+class Clip(NamedTuple):
+    """A video, or the seconds of it that a question is about."""
+
+    video: str  # path of a file or of a folder of frames
+    start: float | None = None  # seconds after the first frame; None: from the first
+    end: float | None = None  # None: to the last
 
 
 class TokenGrid(NamedTuple):

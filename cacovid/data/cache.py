@@ -1,6 +1,6 @@
 """A bounded cache of video features on disk, shared by every process of a machine.
 
-One Arrow IPC file per (video content, model, frame count). Reading maps the file privately, so that
+One Arrow IPC file per (video content, segment, model, frame count). Reading maps the file privately, so that
 tensors cost no copy and writing to one never reaches the file. Writing goes through a temporary file
 and an atomic rename: a reader sees a whole entry or none. The oldest entries (by last use) go first.
 """
@@ -41,9 +41,12 @@ _FILL = 0.9  # an overflow is cleared down to this share of the bound, so that n
 _STALE_S = 600.0  # a temporary file this old was left by a killed process
 
 
-def feature_key(content_key: str, fingerprint: str, num_frames: int) -> str:
-    """The cache key of one video under one model and frame count (hex)."""
-    parts = "\x1f".join((FORMAT, content_key, fingerprint, str(num_frames)))
+def feature_key(
+    content_key: str, fingerprint: str, num_frames: int, start: float | None = None, end: float | None = None
+) -> str:
+    """The cache key of one video, or of its seconds ``start`` to ``end``, under one model and frame count (hex)."""
+    segment = () if start is None and end is None else (str(start), str(end))
+    parts = "\x1f".join((FORMAT, content_key, fingerprint, str(num_frames), *segment))
     return hashlib.blake2b(parts.encode(), digest_size=20).hexdigest()
 
 

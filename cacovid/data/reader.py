@@ -10,19 +10,20 @@ from typing import Self
 from cacovid.answering.prompting import format_prompt
 from cacovid.config import DataConfig, ModelConfig
 from cacovid.data.cache import EmbeddingCache, feature_key
-from cacovid.data.video import content_key, read_frames
+from cacovid.data.content import content_key
+from cacovid.data.video import read_frames
 from cacovid.limits import MAX_PIXELS
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.encoded import Encoded, VideoFeatures
 from cacovid.models.loading import load_video_llm
-from cacovid.records import VideoQuestion
+from cacovid.records import Clip, VideoQuestion
 
 
 class ItemReader:
     """Decodes and encodes items.
 
-    The last video's features are kept for the next question about it; with a cache, the tower runs once
-    for a (video content, model, frame count) in any process that shares the cache's folder.
+    The last clip's features are kept for the next question about it; with a cache, the tower runs once
+    for a (video content, segment, model, frame count) in any process that shares the cache's folder.
 
     Attributes:
         encode_seconds: Wall time spent in :meth:`encode` so far.
@@ -45,7 +46,7 @@ class ItemReader:
         self.cache = cache
         self.encode_seconds = 0.0
         self.tower_attention = False
-        self._last: tuple[str, VideoFeatures] | None = None
+        self._last: tuple[Clip, VideoFeatures] | None = None
 
     @classmethod
     def load(cls, model: ModelConfig, data: DataConfig, cache_dir: Path | None = None) -> Self:
@@ -67,26 +68,26 @@ class ItemReader:
         """
         started = time.perf_counter()
         try:
-            features = self._features(item.video)
+            features = self._features(item.clip)
             return self.video_llm.encode(features, format_prompt(item, self.instruction))
         finally:
             self.encode_seconds += time.perf_counter() - started
 
-    def _features(self, path: str) -> VideoFeatures:
+    def _features(self, clip: Clip) -> VideoFeatures:
         stale = self.tower_attention and self._last is not None and self._last[1].tower is None
-        if self._last is None or self._last[0] != path or stale:
-            self._last = (path, self._watch(path) if self.cache is None else self._watch_cached(path, self.cache))
+        if self._last is None or self._last[0] != clip or stale:
+            self._last = (clip, self._watch(clip) if self.cache is None else self._watch_cached(clip, self.cache))
         return self._last[1]
 
-    def _watch_cached(self, path: str, cache: EmbeddingCache) -> VideoFeatures:
+    def _watch_cached(self, clip: Clip, cache: EmbeddingCache) -> VideoFeatures:
         encoding = self.video_llm.encoding_key + ("+attention" if self.tower_attention else "")
-        key = feature_key(content_key(path), encoding, self.num_frames)
+        key = feature_key(content_key(clip.video), encoding, self.num_frames, clip.start, clip.end)
         features = cache.get(key)
         if features is None:
-            features = self._watch(path)
+            features = self._watch(clip)
             cache.put(key, features)
         return features
 
-    def _watch(self, path: str) -> VideoFeatures:
-        video = read_frames(path, self.num_frames, self.max_pixels)
+    def _watch(self, clip: Clip) -> VideoFeatures:
+        video = read_frames(clip.video, self.num_frames, self.max_pixels, start=clip.start, end=clip.end)
         return self.video_llm.watch(video.frames, fps=video.fps, tower_attention=self.tower_attention)

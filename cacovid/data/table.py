@@ -12,28 +12,35 @@ problem_type string       multiple choice, numerical, OCR, free-form or regressi
 source     string         the collection that the row comes from
 evidence   list<int32>    optional: token cells t*H*W + row*W + column of the asked object
 other_objects list<int32> optional: token cells of every other object
+start      double         optional: seconds into the video from which on it is watched; null: from its start
+end        double         optional: and until when; null: to its end
+duration   double         optional: seconds of the whole video, as its collection says
+group      string         optional: its collection's group of lengths, e.g. short
+question_type string      optional: its collection's kind of question
 ========== ============== ==================================================================
 
 Further columns are ignored. A wrong table is a :class:`UserError`; a wrong row is a
 :class:`BadItem`, so that a run can set it aside and go on.
 """
 
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cacovid.answering.prompting import option_letters
-from cacovid.answering.reward import final_answer, parse_number
 from cacovid.atomic import writing
+from cacovid.data.question import check_question
 from cacovid.data.skipped import SkippedItems
 from cacovid.errors import BadItem, UserError
-from cacovid.records import ProblemType, VideoQuestion
+from cacovid.records import VideoQuestion
 
-PROBLEM_TYPES: tuple[str, ...] = get_args(ProblemType)
 SCHEMA = pa.schema(
     [
         *(pa.field(name, pa.string(), nullable=False) for name in ("id", "video", "question")),
@@ -41,13 +48,23 @@ SCHEMA = pa.schema(
         *(pa.field(name, pa.string(), nullable=False) for name in ("answer", "problem_type", "source")),
         pa.field("evidence", pa.list_(pa.int32())),
         pa.field("other_objects", pa.list_(pa.int32())),
+        *(pa.field(name, pa.float64()) for name in ("start", "end", "duration")),
+        *(pa.field(name, pa.string()) for name in ("group", "question_type")),
     ]
 )
-OPTIONAL_COLUMNS = ("evidence", "other_objects")
+NEEDED_COLUMNS = tuple(field.name for field in SCHEMA if not field.nullable)
+READ_ROWS = 2_048  # in memory at a time
+WRITTEN_ROWS = 20_000  # of a row group
+_LISTS = tuple(field.name for field in SCHEMA if pa.types.is_list(field.type))
 
 
 def read_questions(path: str | os.PathLike[str], *, skipped: SkippedItems | None = None) -> list[VideoQuestion]:
-    """All usable rows of a Parquet table, in order; video paths come back absolute.
+    """All usable rows of a Parquet table, see :func:`stream_questions`."""
+    return list(stream_questions(path, skipped=skipped))
+
+
+def stream_questions(path: str | os.PathLike[str], *, skipped: SkippedItems | None = None) -> Iterator[VideoQuestion]:
+    """The usable rows of a Parquet table, in order, a few at a time; video paths come back absolute.
 
     Args:
         path: the Parquet file.
@@ -58,13 +75,10 @@ def read_questions(path: str | os.PathLike[str], *, skipped: SkippedItems | None
         BadItem: an unusable row, if ``skipped`` is None.
     """
     table_path = Path(path)
-    table = _read_table(table_path)
-    _check_columns(table.schema, table_path)
-    columns = [name for name in SCHEMA.names if name in table.schema.names]
-    rows = table.select(columns).to_pylist()
-    items: list[VideoQuestion] = []
     seen: set[str] = set()
-    for number, row in enumerate(rows):
+    read = 0
+    for number, row in enumerate(_rows(table_path)):
+        read += 1
         try:
             item = _parse_row(row, number, table_path)
             check_question(item)
@@ -76,88 +90,65 @@ def read_questions(path: str | os.PathLike[str], *, skipped: SkippedItems | None
             skipped.add(str(row["id"] or f"row {number}"), str(row["video"]), str(error))
             continue
         seen.add(item.id)
-        items.append(item)
-    if not items:
-        raise UserError(f"{table_path} holds no usable question ({len(rows)} rows read); check the table's rows")
-    return items
+        yield item
+    if not seen:
+        raise UserError(f"{table_path} holds no usable question ({read} rows read); check the table's rows")
 
 
 def write_questions(path: str | os.PathLike[str], items: Iterable[VideoQuestion]) -> None:
-    """Write questions as a Parquet table; videos below the table's folder become relative paths."""
+    """Write questions as a Parquet table, a few at a time; videos below the table's folder become relative paths."""
     table_path = Path(path)
     folder = table_path.parent.resolve()
-    rows = []
-    for item in items:
-        video = Path(item.video)
-        absolute = (video if video.is_absolute() else folder / video).resolve()
-        inside = absolute.is_relative_to(folder)
-        rows.append(
-            {name: getattr(item, name) for name in SCHEMA.names}
-            | {"video": absolute.relative_to(folder).as_posix() if inside else str(absolute)}
-        )
     table_path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(table_path) as part:
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), part)
+    rows = ({name: getattr(item, name) for name in SCHEMA.names} | {"video": _stored(item, folder)} for item in items)
+    with writing(table_path) as part, pq.ParquetWriter(part, SCHEMA) as writer:
+        while group := list(islice(rows, WRITTEN_ROWS)):
+            writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
 
 
-def check_question(item: VideoQuestion) -> None:
-    """Check one question by itself, without its video.
-
-    Raises:
-        BadItem: an empty field, an unknown problem type, no options, an answer that is no option or
-            no number where one is needed, an evidence cell below 0.
-    """
-    for name in ("id", "video", "question", "answer"):
-        if not getattr(item, name).strip():
-            raise BadItem(f"question {item.id!r}: {name} is empty; fill the column {name!r}")
-    if item.problem_type not in PROBLEM_TYPES:
-        raise BadItem(
-            f"question {item.id!r}: problem_type is {item.problem_type!r}; use one of {', '.join(PROBLEM_TYPES)}"
-        )
-    if item.problem_type == "multiple choice":
-        _check_choice(item)
-    elif item.problem_type in ("numerical", "regression"):
-        _check_number(item)
-    if any(cell < 0 for cell in (*item.evidence, *item.other_objects)):
-        raise BadItem(f"question {item.id!r}: a token cell is negative; cells count from 0")
+def _stored(item: VideoQuestion, folder: Path) -> str:
+    video = Path(item.video)
+    absolute = _resolved(folder / video.parent) / video.name
+    return absolute.relative_to(folder).as_posix() if absolute.is_relative_to(folder) else str(absolute)
 
 
-def _check_choice(item: VideoQuestion) -> None:
-    if len(item.options) < 2:
-        raise BadItem(f"question {item.id!r}: multiple choice with {len(item.options)} options; give at least 2")
-    if not all(option.strip() for option in item.options):
-        raise BadItem(f"question {item.id!r}: an option of {list(item.options)} is empty; fill it")
-    letters = option_letters(len(item.options))
-    if item.answer not in letters:
-        raise BadItem(
-            f"question {item.id!r}: answer {item.answer!r} is no option; give a letter {letters[0]}-{letters[-1]}"
-        )
+@lru_cache(maxsize=4096)
+def _resolved(folder: Path) -> Path:
+    return folder.resolve()
 
 
-def _check_number(item: VideoQuestion) -> None:
-    if parse_number(final_answer(item.answer)) is None:
-        raise BadItem(
-            f"question {item.id!r}: answer {item.answer!r} is no number, as {item.problem_type} needs; "
-            "correct it or the problem_type"
-        )
+def count_rows(path: str | os.PathLike[str]) -> int:
+    """Rows of a table, usable or not. Raises UserError as :func:`stream_questions`."""
+    with _opened(Path(path)) as file:
+        rows: int = file.metadata.num_rows
+        return rows
 
 
-def _read_table(path: Path) -> pa.Table:
+def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The rows as written, wanted columns alone: a further column of any type does not matter."""
+    with _opened(path) as file:
+        columns = [name for name in SCHEMA.names if name in file.schema_arrow.names]
+        for batch in file.iter_batches(READ_ROWS, columns=columns):
+            yield from batch.to_pylist()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     if not path.is_file():
-        raise UserError(f"no question table at {path}; give a Parquet file with columns {', '.join(SCHEMA.names[:7])}")
+        raise UserError(f"no question table at {path}; give a Parquet file with columns {', '.join(NEEDED_COLUMNS)}")
     try:
-        # Only the wanted columns are read: a further column of any type does not matter.
-        names = set(pq.read_schema(path).names)
-        return pq.read_table(path, columns=[name for name in SCHEMA.names if name in names])
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            _check_columns(file.schema_arrow, path)
+            yield file
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} is not a readable Parquet table ({reason}); write it with pyarrow or pandas") from None
 
 
 def _check_columns(schema: pa.Schema, path: Path) -> None:
-    missing = [name for name in SCHEMA.names if name not in schema.names and name not in OPTIONAL_COLUMNS]
+    missing = [name for name in NEEDED_COLUMNS if name not in schema.names]
     if missing:
-        raise UserError(f"{path} lacks the columns {', '.join(missing)}; needed are {', '.join(SCHEMA.names[:7])}")
+        raise UserError(f"{path} lacks the columns {', '.join(missing)}; needed are {', '.join(NEEDED_COLUMNS)}")
     for field in SCHEMA:
         if field.name in schema.names and not _compatible(schema.field(field.name).type, field.type):
             found = schema.field(field.name).type
@@ -174,16 +165,20 @@ def _compatible(found: pa.DataType, wanted: pa.DataType) -> bool:
             return False
         # An all-empty column is written as list<null> by pandas.
         return pa.types.is_null(found.value_type) or _compatible(found.value_type, wanted.value_type)
+    if pa.types.is_null(found) and wanted in (pa.float64(), pa.string()):
+        return True  # an optional column without a value
+    if pa.types.is_floating(wanted):
+        return bool(pa.types.is_floating(found) or pa.types.is_integer(found))
     if pa.types.is_string(wanted):
         return bool(pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found))
     return bool(pa.types.is_integer(found))
 
 
 def _parse_row(row: Mapping[str, Any], number: int, table_path: Path) -> VideoQuestion:
-    for name in SCHEMA.names:
-        if name not in OPTIONAL_COLUMNS and row[name] is None:
+    for name in NEEDED_COLUMNS:
+        if row[name] is None:
             raise BadItem(f"row {number} of {table_path}: {name} is null; fill it")
-    for name in ("options", *OPTIONAL_COLUMNS):
+    for name in _LISTS:
         if any(value is None for value in row.get(name) or ()):
             raise BadItem(f"row {number} of {table_path}: {name} holds a null; remove it")
     video = Path(row["video"])
@@ -199,4 +194,14 @@ def _parse_row(row: Mapping[str, Any], number: int, table_path: Path) -> VideoQu
         source=row["source"],
         evidence=tuple(row.get("evidence") or ()),
         other_objects=tuple(row.get("other_objects") or ()),
+        start=_seconds(row.get("start")),
+        end=_seconds(row.get("end")),
+        duration=_seconds(row.get("duration")),
+        group=row.get("group") or "",
+        question_type=row.get("question_type") or "",
     )
+
+
+def _seconds(value: float | None) -> float | None:
+    """NaN is what pandas makes of a missing number."""
+    return None if value is None or math.isnan(value) else float(value)

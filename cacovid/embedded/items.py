@@ -1,11 +1,13 @@
 """The questions that a run trains or is evaluated on: a table's, or those of embedded clips drawn once."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from cacovid.config import TrainConfig
 from cacovid.data.skipped import SkippedItems
-from cacovid.data.table import read_questions
+from cacovid.data.stored import StoredQuestions
+from cacovid.data.table import read_questions, stream_questions
 from cacovid.embedded.dataset import TABLE, write_dataset
 from cacovid.embedded.splits import split_seeds
 from cacovid.records import VideoQuestion
@@ -14,17 +16,18 @@ EMBEDDED = "embedded"
 EVALUATION_CLIPS = 250  # embedded ones, unless told
 
 
-def training_items(config: TrainConfig, folder: Path, skipped: SkippedItems) -> list[VideoQuestion]:
+def training_items(config: TrainConfig, folder: Path, skipped: SkippedItems) -> Sequence[VideoQuestion]:
     """Read the table of ``config.data.train``, or draw the embedded training clips into ``folder`` once.
 
     Args:
+        folder: The run's own; a table's questions stay on disk there while they are used.
         skipped: Where rows that cannot be used are set aside.
 
     Raises:
         UserError: The table is missing or malformed, or too many of its rows are.
     """
     if config.data.train != EMBEDDED:
-        return read_questions(Path(config.data.train), skipped=skipped)
+        return StoredQuestions(stream_questions(config.data.train, skipped=skipped), folder)
     clips = folder / f"clips-{config.data.clip_seed}-{config.data.train_clips}"
     return _drawn(clips, split_seeds("train", config.data.train_clips, config.data.clip_seed), skipped)
 

@@ -78,6 +78,12 @@ def policy_folder(path: Path) -> Path:
     return path / "policy" if not (path / "policy.json").is_file() and (path / "policy").is_dir() else path
 
 
+def free(out: Path, overwrite: bool) -> None:
+    """Raises UserError where the file ``out`` is there and may not be replaced."""
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} exists: choose another --out, or add --overwrite")
+
+
 def output_folder(path: Path, overwrite: bool) -> None:
     """Make ``path``, which must be empty unless its files may be replaced.
 

@@ -45,8 +45,10 @@ def train(
         raise UserError("give either --out DIR for a new run or --resume DIR for an earlier one")
     from cluster.training.store_address import StoreAddress
 
-    where = StoreAddress.parse(out or resume or "")
-    name = str(out or resume) if where is None else where.shown
+    place = resume if out is None else out
+    assert place is not None
+    where = StoreAddress.parse(place)
+    name = place if where is None else where.shown
     files = name if where is None else where.folder
     if resume is not None and (config is not None or overrides or fresh):
         raise UserError(
@@ -142,7 +144,7 @@ def _show(progress: Progress, steps: int, row: Mapping[str, float]) -> None:
     progress.show("step", int(row["step"]) + 1, steps, f"{figures}  {throughput}")
 
 
-def _name_files(place: str) -> None:
-    typer.echo(f"policy      {place}/policy")
-    typer.echo(f"curve       {place}/curve.png")
-    typer.echo(f"metrics     {place}/metrics.jsonl")
+def _name_files(folder: str) -> None:
+    typer.echo(f"policy      {folder}/policy")
+    typer.echo(f"curve       {folder}/curve.png")
+    typer.echo(f"metrics     {folder}/metrics.jsonl")

@@ -214,7 +214,7 @@ class CPO(Algorithm):  # type: ignore[misc]
         # RLlib hands a frozen config over, and takes the given one only where it is a plain dict.
         self.config = resolved.copy(copy_frozen=False)
         self.config.initial_policy = str(self._initial_policy)
-        self.config.first_video = next((item.video for item in items if Path(item.video).is_file()), None)
+        self.config.first_video = next((item.video for item in items if Path(item.video).exists()), None)
         if cfg.data.cache_dir is None:
             self.config.training(overrides={"data.cache_dir": str(self.run_dir / "cache")})
         self.env_runner_group = None

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cacovid.data.video import HELD_PIXELS, DecodedVideo, probe_video, read_frames
+from cacovid.data.pictures import HELD_PIXELS
+from cacovid.data.video import DecodedVideo, probe_video, read_frames
 from cacovid.errors import BadItem
 from serving.config import MediaConfig
 from serving.errors import ApiError, bad_video

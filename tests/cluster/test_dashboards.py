@@ -26,7 +26,11 @@ from tests.support.serving_server import policy_folder
 from tests.support.waiting import PATIENCE_S, wait_until
 from tests.unit.serving.test_api import messages
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(600),
+    pytest.mark.shows("Every query of the dashboards, answered by Prometheus"),
+]
 
 NO_GPU = "there is no GPU"
 WITHOUT_DATA = {  # panels, and why

@@ -18,7 +18,7 @@ from actors.host import ActorLost, RayCalls
 from tests.support.head_node import BIN
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.shows("Why actors die, as Ray tells")]
 DRAIN = "DRAIN_NODE_REASON_PREEMPTION"
 
 

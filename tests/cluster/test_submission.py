@@ -23,7 +23,11 @@ from tests.support.head_node import BIN, head_node
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(600),
+    pytest.mark.shows("Submission: the documented commands, with a token"),
+]
 
 ROOT = Path(__file__).parents[2]
 START_S = 240.0

@@ -77,7 +77,9 @@ def continued(group: DeepSpeedLearnerGroup, records: list[RolloutRecord], folder
     return losses(group, records, UPDATES)
 
 
-@pytest.mark.parametrize(("before", "after"), [((0, 0), (0, 3)), ((0, 3), (0, 2)), ((2, 3), (0, 0))])
+@pytest.mark.cluster
+@pytest.mark.shows("Checkpoints from one number of learners and ZeRO stage to another")
+@pytest.mark.parametrize(("before", "after"), [((0, 0), (0, 3)), ((0, 3), (0, 2)), ((2, 3), (0, 0)), ((0, 0), (2, 3))])
 def test_losses_go_on_in_another_shape(
     before: Shape, after: Shape, policy_files: PolicyFiles, records: list[RolloutRecord], tmp_path: Path
 ) -> None:

@@ -37,7 +37,8 @@ def kill_tree(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.shows("Checkpoints in stores: killed, told to end, gone on with elsewhere")
 def test_driver_killed_and_its_machine_gone_then_the_same_command_gives_the_same_losses(
     s3: S3Server, undisturbed: Trained, small_run: TrainConfig, tmp_path: Path
 ) -> None:
@@ -71,7 +72,8 @@ def test_driver_killed_and_its_machine_gone_then_the_same_command_gives_the_same
     assert all(SECRET not in text for done in (again, third) for text in (done.stdout, done.stderr))
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.shows("Checkpoints in stores: killed, told to end, gone on with elsewhere")
 def test_sigterm_saves_and_uploads_the_last_finished_step(s3: S3Server, table: Path, tmp_path: Path) -> None:
     folder, work = f"{tmp_path.name}/run", tmp_path / "work"
     sets = [f"data.train={table}", "actors.count=0", "learners.count=0", "run.steps=400", "run.items_per_step=2"]

@@ -18,7 +18,9 @@ from cacovid.config import ModelConfig, TrainConfig
 from cacovid.data.table import read_questions, write_questions
 from cacovid.embedded.items import first_clips
 from cacovid.errors import UserError
+from cacovid.evaluation import blind
 from cacovid.evaluation.blind import blind_reward
+from cacovid.models.adapter import VideoLLM
 from cacovid.models.loading import load_video_llm
 from cacovid.policy.base import CompressionPolicy
 from cacovid.policy.build import policy_for
@@ -217,6 +219,17 @@ def test_data_check_counts_and_names_what_is_unusable(
     assert {json.loads(line)["id"] for line in listed.read_text().splitlines()} == {"q0", "r0"}
 
 
+def test_data_check_reports_evaluation_videos_in_the_training_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    table, report = folder / "table.parquet", tmp_path / "report.json"
+    assert cacovid(monkeypatch, "data", "check", table, "--against", table, "--report", report) == 1
+    printed = capsys.readouterr().out
+    assert "leak (same file)" in printed
+    assert "3 videos" in printed
+    assert len(json.loads(report.read_text())["leaked"]) == 3
+
+
 def test_data_show_prints_questions(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
@@ -226,6 +239,26 @@ def test_data_show_prints_questions(
     assert "2 of 6 questions" in printed
     wrong = refused(monkeypatch, capsys, "data", "show", folder / "table.parquet", "--problem-type", "essay")
     assert "'essay' is unknown: choose one of multiple choice" in wrong
+
+
+def test_data_import_counts_what_it_rejects_and_writes_nothing_where_it_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    made = Path(__file__).parents[1] / "data/importers/fixtures/longvideobench"
+    out, other = tmp_path / "t.parquet", tmp_path / "other.parquet"
+    assert cacovid(monkeypatch, "data", "import", "longvideobench", made, "--out", out, "--videos", tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "2 questions on 2 videos (2 not found) imported, 2 rejected:" in printed
+    assert "no published answer (1)" in printed
+    assert (tmp_path / "t.rejected.jsonl").is_file()
+    again = ("data", "import", "longvideobench", made, "--out", out)
+    assert "exists" in refused(monkeypatch, capsys, *again)
+    other = tmp_path / "other.parquet"
+    assert "choose one of video-r1, video-mme" in refused(
+        monkeypatch, capsys, "data", "import", "x", made, "--out", other
+    )
+    assert "is not MVBench" in refused(monkeypatch, capsys, "data", "import", "mvbench", made, "--out", other)
+    assert not other.exists()
 
 
 def test_the_blind_test_keeps_exactly_the_questions_that_need_the_video(
@@ -242,6 +275,33 @@ def test_the_blind_test_keeps_exactly_the_questions_that_need_the_video(
     assert [item.id for item in kept] == expected
     assert all(Path(item.video).is_file() for item in kept)
     assert "exists" in refused(monkeypatch, capsys, *arguments)
+
+
+def test_a_blind_test_that_was_killed_goes_on_where_it_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    whole, cut = tmp_path / "whole.parquet", tmp_path / "cut.parquet"
+    arguments = ("data", "blind-test", folder / "table.parquet", "--model", folder / "model", "--out")
+    assert cacovid(monkeypatch, *arguments, whole) == 0
+    lines = (tmp_path / "whole.answers.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == 1 + 6
+    log = tmp_path / "cut.answers.jsonl"
+    log.write_text("".join(lines[:4]) + lines[4][:20])
+    asked: list[str] = []
+
+    def counted(llm: VideoLLM, item: VideoQuestion, instruction: str) -> float:
+        asked.append(item.id)
+        return blind_reward(llm, item, instruction)
+
+    monkeypatch.setattr(blind, "blind_reward", counted)
+    assert cacovid(monkeypatch, *arguments, cut) == 0
+    assert len(asked) == 3
+    assert log.read_text() == "".join(lines)
+    assert read_questions(cut) == read_questions(whole)
+    cut.unlink()
+    other = refused(monkeypatch, capsys, *arguments, cut, "--instruction", "Answer.")
+    assert "add --overwrite to begin anew" in other
+    assert cacovid(monkeypatch, *arguments, cut, "--overwrite", "--instruction", "Answer.") == 0
 
 
 def test_arguments_are_read_as_written(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cacovid.answering.prompting import format_prompt, option_letters
+from cacovid.data.question import check_question
 from cacovid.data.skipped import MIN_ITEMS, SkippedItems
-from cacovid.data.table import SCHEMA, check_question, read_questions, write_questions
+from cacovid.data.table import SCHEMA, read_questions, write_questions
 from cacovid.errors import BadItem, UserError
 from cacovid.records import VideoQuestion
 

@@ -1,0 +1,1 @@
+"""Public collections of questions, brought into our table: one file each."""

@@ -1,0 +1,13 @@
+"""A large table costs no process a gigabyte; `python -m benchmarks.table_memory` takes a million rows."""
+
+import pytest
+
+from benchmarks.table_memory import measure
+
+
+@pytest.mark.slow
+def test_a_large_table_is_checked_and_drawn_from_in_little_memory() -> None:
+    used = {each.stage: each for each in measure(50_000)}
+    assert used.keys() == {"write_collection", "import_rows", "check", "draw"}
+    assert used["check"].done.startswith("50000 questions")
+    assert all(each.peak_mb < 1_000 for each in used.values())
