@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := runs/demo
 
-.PHONY: setup demo test test-slow test-cluster test-cluster-long test-gpu lint bench bench-serve bench-scale bench-data results clean
+.PHONY: setup demo test test-slow test-cluster test-cluster-long test-gpu lmms-eval lint bench bench-serve bench-scale bench-data results clean
 
 setup: $(READY)
 
@@ -41,6 +41,10 @@ test-cluster-long: setup
 
 test-gpu: setup
 	$(BIN)/pytest -q -m gpu
+
+# Not in .venv: it asks for older releases than we pin.
+lmms-eval: setup
+	$(BIN)/python -m tests.support.lmms_eval
 
 lint: setup
 	$(BIN)/ruff check .

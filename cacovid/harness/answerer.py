@@ -24,7 +24,7 @@ from cacovid.models.loading import load_video_llm
 from cacovid.models.reduction import Reduction
 from cacovid.policy.base import CompressionPolicy
 from cacovid.policy.files import PolicyMetadata
-from cacovid.records import VideoQuestion
+from cacovid.records import Clip, VideoQuestion
 
 _OPTIONS = re.compile(r"^\s*\(?A[.):]\s", re.MULTILINE)  # the line of the first one
 
@@ -86,43 +86,44 @@ class Answerer:
         self._retention = retention
         self._seed = seed
         self._frames = config.num_frames
-        self._last: tuple[str, VideoFeatures] | None = None  # questions about one video follow each other
+        self._last: tuple[Clip, VideoFeatures] | None = None  # questions about one video follow each other
 
     def answer(self, messages: Sequence[Mapping[str, Any]], name: str, max_new_tokens: int) -> Answer:
         """The greedy continuation of a chat.
 
         Args:
-            messages: with parts ``{"type": "text", "text"}`` and ``{"type": "video", "url"}``.
+            messages: with parts ``{"type": "text", "text"}`` and ``{"type": "video", "url"}``,
+                the latter with ``start_time`` and ``end_time`` in seconds if only that segment is watched.
             name: of the question, which random methods draw by.
 
         Raises:
             BadItem: A video that cannot be read.
-            UserError: A part that is neither text nor a whole video file.
+            UserError: A part that is neither text nor a video file.
             NotDefined: The method does not cover this model, clip or budget.
         """
-        addresses, chat = _split(messages)
-        encoded = self.video_llm.encode_chat(chat, [self._watch(address) for address in addresses])
-        whole = torch.arange(encoded.grid.tokens if addresses else 0)
+        clips, chat = _split(messages)
+        encoded = self.video_llm.encode_chat(chat, [self._watch(clip) for clip in clips])
+        whole = torch.arange(encoded.grid.tokens if clips else 0)
         reduction = Reduction(whole)
-        if self._method is not None and addresses:
-            item = VideoQuestion(name, addresses[0], question_of(chat), (), "", "free-form", "harness")
+        if self._method is not None and clips:
+            item = VideoQuestion(name, clips[0].video, question_of(chat), (), "", "free-form", "harness")
             reduction = reduction_by(self._method, EvaluationCase(item, encoded, self._seed), self._retention)
         seen = reduction.applied(encoded)
         with answering_with(self.video_llm, seen, reduction):
             answers = self.video_llm.answer(seen, reduction.keep[None].to(self.video_llm.device), max_new_tokens)
         return Answer(answers.texts[0], seen.text_length + len(reduction.keep), len(answers.tokens[0]))
 
-    def _watch(self, address: str) -> VideoFeatures:
-        if self._last is None or self._last[0] != address:
-            video = read_frames(address, self._frames)
+    def _watch(self, clip: Clip) -> VideoFeatures:
+        if self._last is None or self._last[0] != clip:
+            video = read_frames(clip.video, self._frames, start=clip.start, end=clip.end)
             features = self.video_llm.watch(video.frames, fps=video.fps, tower_attention=self._attention)
-            self._last = (address, features)
+            self._last = (clip, features)
         return self._last[1]
 
 
-def _split(messages: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
+def _split(messages: Sequence[Mapping[str, Any]]) -> tuple[list[Clip], list[dict[str, Any]]]:
     """Videos in their order, and the chat as transformers' templates take it."""
-    addresses: list[str] = []
+    clips: list[Clip] = []
     chat: list[dict[str, Any]] = []
     for message in messages:
         parts: list[dict[str, str]] = []
@@ -130,8 +131,7 @@ def _split(messages: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[
             if part["type"] == "text":
                 parts.append({"type": "text", "text": part["text"]})
             elif part["type"] == "video" and isinstance(part["url"], str):
-                _refuse_segment(part)
-                addresses.append(part["url"])
+                clips.append(Clip(part["url"], part.get("start_time"), part.get("end_time")))
                 parts.append({"type": "video"})
             else:
                 raise UserError(
@@ -139,21 +139,13 @@ def _split(messages: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[
                     "only text and video files are understood; choose tasks of these"
                 )
         chat.append({"role": message["role"], "content": parts})
-    return addresses, chat
+    return clips, chat
 
 
 def question_of(chat: Sequence[Mapping[str, Any]]) -> str:
     """What is asked, without lettered options: some methods compare tokens with the question's words alone."""
     text = "\n".join(part["text"] for turn in chat for part in turn["content"] if part["type"] == "text")
     return _OPTIONS.split(text, maxsplit=1)[0].strip() or text
-
-
-def _refuse_segment(part: Mapping[str, Any]) -> None:
-    for name in ("start_time", "end_time"):
-        if part.get(name) is not None:
-            raise UserError(
-                f"{part['url']}: {name} is {part[name]}: segments are not read; cut the video, or choose another task"
-            )
 
 
 def _policy_folder(path: Path) -> Path:

@@ -21,7 +21,7 @@ _FUNCTIONS = '''"""What lmms-eval calls for the task beside this file."""
 from cacovid.harness.task import TableTask
 
 _TASK = TableTask({folder!r}, {instruction!r})
-video, text, results = _TASK.video, _TASK.text, _TASK.results
+video, text, messages, results = _TASK.video, _TASK.text, _TASK.messages, _TASK.results
 '''
 
 
@@ -50,6 +50,7 @@ def write_task(
         ),
         f"doc_to_visual: !function {functions}.video",
         f"doc_to_text: !function {functions}.text",
+        f"doc_to_messages: !function {functions}.messages",
         f"process_results: !function {functions}.results",
     ]
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,12 +74,18 @@ class TableTask:
         self._instruction = instruction
 
     def video(self, row: Mapping[str, Any]) -> list[str]:
-        """The row's video file."""
+        """The row's video file: all that lmms-eval's models without a chat take, whatever segment is asked about."""
         return [str(self._folder / row["video"])]
 
     def text(self, row: Mapping[str, Any], **_: object) -> str:
         """The prompt, as our own evaluation shows it."""
         return format_prompt(_question(row), self._instruction)
+
+    def messages(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The chat, with the segment that the row asks about."""
+        times = {"start_time": row.get("start"), "end_time": row.get("end")}  # optional columns
+        video = {"type": "video", "url": self.video(row)[0], **times}
+        return [{"role": "user", "content": [video, {"type": "text", "text": self.text(row)}]}]
 
     def results(self, row: Mapping[str, Any], answers: Sequence[str]) -> dict[str, float]:
         """What the answer is worth: 0 or 1 for multiple choice, else our own reward."""

@@ -7,6 +7,7 @@ from PIL.Image import Image
 from cacovid.answering.prompting import lettered
 from cacovid.answering.scoring import score
 from cacovid.compressor import CompressedVideo, Compressor
+from cacovid.data.video import read_frames
 from cacovid.errors import BadItem, UserError
 from cacovid.records import VideoQuestion
 from cacovid.reporting.records import Answered, Gallery
@@ -61,7 +62,9 @@ def look_at(
 
 def _answered(compressor: Compressor, item: VideoQuestion, retention: float, wanted: tuple[bool, bool]) -> Answered:
     """``wanted``: whether pictures are drawn if the answer is right, and if it is wrong."""
-    clip = compressor(item.video, item.question, retention, options=item.options)
+    frames = compressor.video_llm.config.num_frames
+    video = read_frames(item.video, frames, start=item.start, end=item.end)
+    clip = compressor(video, item.question, retention, options=item.options)
     device = clip.video_llm.device
     scored = score(clip.video_llm, clip.encoded, item, clip.kept[None].to(device))
     whole = score(clip.video_llm, clip.encoded, item, clip.whole[None].to(device))

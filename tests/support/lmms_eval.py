@@ -87,8 +87,8 @@ class Harness:
 def _run(*command: str) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if "ERROR" in line] or [done.stderr.strip()[-300:]]
-        raise NotInstallable(f"lmms-eval cannot be installed: {errors[0]}")
+        lines = [line for line in done.stderr.splitlines() if line.strip() and "WARNING" not in line]
+        raise NotInstallable(f"lmms-eval cannot be installed: {' ... '.join(dict.fromkeys([lines[0], lines[-1]]))}")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,11 @@ def test_the_written_task_shows_and_judges_the_tables_rows(tmp_path: Path) -> No
     assert getattr(functions, name)(ROW, lmms_eval_specific_kwargs={}) == "what?\nA. red\nB. blue\nSay a letter."
     read = read_questions(tmp_path / "table.parquet")[0]
     assert functions.video(ROW) == [str(tmp_path / "v.mp4")] == [read.video]
+    times = {"start_time": 1.5, "end_time": None}
+    assert functions.messages(ROW | {"start": 1.5, "end": None})[0]["content"] == [
+        {"type": "video", "url": read.video, **times},
+        {"type": "text", "text": functions.text(ROW)},
+    ]
     assert functions.results(ROW, ["B"]) == {"accuracy": 1.0}
 
 
