@@ -103,6 +103,8 @@ def _own_index(
 
     It holds decoding times: with a constant rate those are the presentation times, shifted.
     """
+    if not hasattr(stream, "index_entries"):  # of an older PyAV: reading the file from end to end finds the same
+        return None
     entries = stream.index_entries
     if "mp4" not in container.format.name or not 1 < stream.frames == len(entries) or stream.start_time is None:
         return None

@@ -87,7 +87,9 @@ class Harness:
 def _run(*command: str) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip() and "WARNING" not in line]
+        lines = [line for line in done.stderr.splitlines() if line.strip() and "WARNING" not in line] or [
+            "pip says nothing"
+        ]
         raise NotInstallable(f"lmms-eval cannot be installed: {' ... '.join(dict.fromkeys([lines[0], lines[-1]]))}")
 
 
