@@ -40,7 +40,7 @@ def plan(items: Sequence[VideoQuestion], *, swapped: bool = False, timed: int = 
     """What to do with each of ``items``.
 
     Args:
-        swapped: with the control, for those that share their clip with another question.
+        swapped: with the control, for those that share their clip with a question about something else.
         timed: the first question about each of so many clips is timed.
     """
     by_clip: dict[Clip, list[VideoQuestion]] = {}
@@ -51,10 +51,15 @@ def plan(items: Sequence[VideoQuestion], *, swapped: bool = False, timed: int = 
 
 
 def _other(item: VideoQuestion, beside: Sequence[VideoQuestion]) -> VideoQuestion | None:
-    """The next one about the clip that asks something else; behind the last one comes the first."""
+    """The next one about the clip that asks something else; behind the last one comes the first.
+
+    Where the table knows the evidence, it is of other tokens: what serves both questions would tell nothing.
+    """
     place = beside.index(item)
-    following = [*beside[place + 1 :], *beside[:place]]
-    return next((each for each in following if each.question != item.question), None)
+    for each in (*beside[place + 1 :], *beside[:place]):
+        if each.question != item.question and not set(each.evidence) & set(item.evidence):
+            return each
+    return None
 
 
 @dataclass(frozen=True)

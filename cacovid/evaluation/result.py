@@ -57,7 +57,7 @@ class Swapped:
     stderr: float  # of it, clustered by video
     change: float  # against the row's own tokens, on the same questions
     change_stderr: float  # of it, clustered by video
-    n: int  # questions that share their clip with another one
+    n: int  # questions that share their clip with one about something else
 
 
 @dataclass(frozen=True)

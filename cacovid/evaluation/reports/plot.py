@@ -98,7 +98,7 @@ def _time_panel(axes: Any, result: EvaluationResult, time: Callable[[Times], flo
 
     _lines(axes, result, place, lambda row: row.accuracy, errors=True)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
 

@@ -285,7 +285,7 @@ def test_the_swapped_control_asks_this_question_from_what_was_kept_for_another(f
             kept, whole = case.budget(retention), case.input.grid.tokens
             return torch.arange(kept) if "A?" in case.item.question else torch.arange(whole - kept, whole)
 
-    items = questions(folder)
+    items = [replace(item, evidence=(), other_objects=()) for item in questions(folder)]
     result = run(llm, [Asking(), *build_methods(["uniform", "random"], {}, llm, seed=0)], items, swapped=True)
     found = {(each.method, each.retention): each for each in result.swapped}
     last = torch.arange(36 - 3, 36)
@@ -301,7 +301,8 @@ def test_the_swapped_control_asks_this_question_from_what_was_kept_for_another(f
 
 
 def test_another_question_is_one_about_the_same_clip_that_asks_something_else(folder: Path) -> None:
-    items = questions(folder)
+    assert not any(each.other for each in plan(questions(folder), swapped=True))  # the same evidence serves both
+    items = [replace(item, evidence=(place,)) for place, item in enumerate(questions(folder))]
     same = replace(items[0], id="same words")
     other_part = replace(items[0], id="other part", start=1.0, question="what else?")
     asked = {each.item.id: each for each in plan([*items, same, other_part], swapped=True, timed=2)}
