@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := runs/demo
 
-.PHONY: setup demo test test-slow test-cluster test-cluster-long test-gpu lint bench bench-serve bench-scale bench-data results clean
+.PHONY: setup demo test test-slow test-cluster test-cluster-long test-gpu lmms-eval lint bench bench-serve bench-scale bench-data results clean
 
 setup: $(READY)
 
@@ -41,6 +41,10 @@ test-cluster-long: setup
 
 test-gpu: setup
 	$(BIN)/pytest -q -m gpu
+
+# Not in .venv: it asks for older releases than we pin.
+lmms-eval: setup
+	$(BIN)/python -m tests.support.lmms_eval
 
 lint: setup
 	$(BIN)/ruff check .
@@ -82,6 +86,7 @@ results: setup
 	$(BIN)/cacovid evaluate --out $(RESULTS)/table --retention $(RATIOS) --controls swapped \
 		$(foreach policy,$(POLICIES),$(foreach seed,$(SEEDS),--policy $(firstword $(subst =, ,$(policy)))-$(seed)=$(RESULTS)/$(firstword $(subst =, ,$(policy)))-$(seed)))
 	$(BIN)/cacovid evaluate --out $(RESULTS)/table-global --policy paper-clipped=$(RESULTS)/paper-clipped-0 --methods policy --rule global --data $(HELD_OUT)
+	$(BIN)/cacovid report $(foreach seed,$(SEEDS),$(RESULTS)/late-credit-$(seed)) $(RESULTS)/table --out $(RESULTS)/report.html
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -21,7 +21,8 @@ from torch import Tensor
 from cacovid.answering.prompting import format_prompt, option_letters
 from cacovid.config import ModelConfig, SelectionConfig
 from cacovid.data.video import DecodedVideo, read_frames
-from cacovid.drawing import draw_kept_tokens
+from cacovid.drawing.kept import draw_kept_tokens
+from cacovid.drawing.scores import ScoredClip, draw_frame_scores, draw_token_scores
 from cacovid.errors import UserError
 from cacovid.limits import MAX_FRAMES
 from cacovid.methods.selection import budget, select_tokens
@@ -55,6 +56,11 @@ class CompressedVideo:
     frame_scores: Tensor  # (T,) float32
     timings: Timings
     video_llm: VideoLLM
+
+    @property
+    def whole(self) -> Tensor:
+        """(N,) int64 all token indices, on the CPU."""
+        return torch.arange(self.encoded.grid.tokens)
 
     def answer(self, *, all_tokens: bool = False, max_new_tokens: int | None = None) -> str:
         """The Video-LLM's answer from the retained (or from all) video tokens.
@@ -101,10 +107,21 @@ class CompressedVideo:
             self.video.frames, self.encoded.grid, self.kept, timestamps=self.video.timestamps, lines=lines
         )
 
+    def draw_scores(self, title: str = "") -> dict[str, Image]:
+        """What the policy saw: 'frame-scores' along time, and 'token-scores' as a heat map over the frames."""
+        scored = ScoredClip(
+            self.video.frames,
+            self.video.timestamps,
+            self.encoded.grid,
+            self.token_scores,
+            self.frame_scores,
+            self.kept,
+        )
+        return {"frame-scores": draw_frame_scores(scored, title), "token-scores": draw_token_scores(scored, title)}
+
     def _keep(self, all_tokens: bool) -> Tensor:
         """(1, k) or (1, N) indices on the model's device."""
-        kept = torch.arange(self.encoded.grid.tokens) if all_tokens else self.kept
-        return kept[None].to(self.video_llm.device)
+        return (self.whole if all_tokens else self.kept)[None].to(self.video_llm.device)
 
 
 class Compressor:

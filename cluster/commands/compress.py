@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.commands.shared import Frames, Model, Rule, policy_folder
+from cluster.commands.shared import Frames, Model, Rule, output_folder, policy_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,14 +24,17 @@ def compress(
     rule: Rule = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="longest answer without options")] = 64,
     out: Annotated[Path, typer.Option(help="picture of the kept tokens (PNG)")] = Path("compressed.png"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the picture if it exists")] = False,
+    figures: Annotated[
+        Path | None, typer.Option(help="folder for two more: frame scores along time, and token scores as a heat map")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace pictures that exist")] = False,
 ) -> None:
     """Answer a question from the compressed and from all video tokens, and draw what was kept."""
     from rich.console import Console
 
     from cacovid.answering.prompting import lettered
     from cacovid.compressor import Compressor
-    from cacovid.drawing import save_image
+    from cacovid.drawing.sheet import save_image
     from cacovid.errors import UserError
     from cacovid.methods.selection import selection_rule
 
@@ -39,6 +42,8 @@ def compress(
         raise UserError(f"--out {out} is no PNG file: give a name that ends in .png")
     if out.exists() and not overwrite:
         raise UserError(f"{out} exists: choose another --out, or add --overwrite")
+    if figures is not None:
+        output_folder(figures, overwrite)
     selection = None if rule is None else selection_rule(rule)
     compressor = Compressor.from_pretrained(policy_folder(policy), model, selection=selection)
     first = compressor(video, question, retention, options=option or (), num_frames=frames)
@@ -53,9 +58,15 @@ def compress(
         f"Answer from these: {shown[0]}. From all: {shown[1]}.",
     ]
     save_image(clip.draw(lines), out)
+    paths = [out]
+    if figures is not None:
+        for name, picture in clip.draw_scores(lines[0]).items():
+            paths.append(figures / f"{name}.png")
+            save_image(picture, paths[-1])
     console = Console()
     console.print(_table(clip, shown, first.timings.decode))
-    console.print(f"wrote {out}", highlight=False, markup=False, soft_wrap=True)
+    for path in paths:
+        console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _spoken(options: list[str], answer: str) -> str:

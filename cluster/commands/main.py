@@ -25,6 +25,7 @@ from cluster.commands import (
     jobs,
     plan,
     policy,
+    report,
     serve,
     status,
     submit,
@@ -57,6 +58,7 @@ def common(
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compress")(compress.compress)
+app.command("report")(report.report)
 app.command("demo")(demo.demo)
 app.command("config")(config.config)
 app.command("plan")(plan.plan)

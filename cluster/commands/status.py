@@ -16,14 +16,28 @@ if TYPE_CHECKING:
 
 
 def status(
-    run: Annotated[str | None, typer.Argument(help="folder of a run, or a cluster's http://host:8265")] = None,
+    run: Annotated[
+        str | None, typer.Argument(help="folder of a run, store that this machine trains into, or a cluster's URL")
+    ] = None,
     address: Address = None,
 ) -> None:
     """Where a run stands, from its own files; without RUN, where those of a cluster's jobs stand."""
-    if run is not None and not run.startswith(("http://", "https://")):
-        _show_folder(Path(run))
-    else:
+    if run is None or run.startswith(("http://", "https://")):
         _show_cluster(run or address)
+    else:
+        _show_folder(_folder_of(run))
+
+
+def _folder_of(run: str) -> Path:
+    """``run`` itself, or where this machine works on the run of a store."""
+    from cluster.training.stores.address import StoreAddress
+    from cluster.training.stores.opening import default_folder
+
+    store = StoreAddress.parse(run)
+    folder = Path(run) if store is None else default_folder(store)
+    if store is not None and not folder.is_dir():
+        raise UserError(f"this machine has no working folder for {store.shown}: give the one of --work, or --address")
+    return folder
 
 
 def _show_folder(folder: Path) -> None:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from cacovid.config import TrainConfig
     from cluster.training.run import TrainingOutcome
     from cluster.training.run_directory import RunDirectory
-    from cluster.training.run_store import RunStore
-    from cluster.training.store_address import StoreAddress
+    from cluster.training.stores.address import StoreAddress
+    from cluster.training.stores.run_store import RunStore
 
 
 def train(
@@ -43,7 +43,7 @@ def train(
     """
     if (out is None) == (resume is None):
         raise UserError("give either --out DIR for a new run or --resume DIR for an earlier one")
-    from cluster.training.store_address import StoreAddress
+    from cluster.training.stores.address import StoreAddress
 
     place = resume if out is None else out
     assert place is not None
@@ -113,7 +113,7 @@ def _resume(folder: Path) -> Opened:
 
 
 def _open_stored(where: "StoreAddress", work: Path | None, config: "TrainConfig | None", fresh: bool) -> Opened:
-    from cluster.training.stored_run import open_stored
+    from cluster.training.stores.opening import open_stored
 
     stored = open_stored(where, work, config, fresh=fresh, tell=typer.echo)
     if stored.run is not None:

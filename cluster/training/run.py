@@ -6,7 +6,8 @@
 
 A first Ctrl-C ends the run after the current step with a checkpoint; a second one at once. SIGTERM ends it within
 ``run.stop_grace_s``, see :mod:`cluster.training.interrupt`. With a store each checkpoint is uploaded beside the steps
-that follow (:mod:`cluster.training.uploads`), and the run ends when the last one is there, however it ends but at once.
+that follow (:mod:`cluster.training.stores.uploads`), and the run ends when the last one is there, however it ends but
+at once.
 """
 
 import logging
@@ -34,9 +35,9 @@ from cluster.training.interrupt import Interrupt
 from cluster.training.run_directory import RunDirectory
 from cluster.training.run_log import RunLog, draw_curve
 from cluster.training.run_status import StatusFile, copy_name
-from cluster.training.run_store import RunStore
+from cluster.training.stores.run_store import RunStore
+from cluster.training.stores.uploads import Uploads
 from cluster.training.tracking.base import Trackers, check_tracking
-from cluster.training.uploads import Uploads
 
 logger = logging.getLogger(__name__)
 Report = Callable[[dict[str, float]], None]

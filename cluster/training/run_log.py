@@ -10,6 +10,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
+from cacovid.reporting.charts import trailing_mean
 from cluster.training.run_directory import RunDirectory
 
 
@@ -81,7 +82,7 @@ def draw_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         for name in names:
             values = [row[name] for row in rows]
             (line,) = axis.plot(steps, values, linewidth=0.8, alpha=0.35)
-            axis.plot(steps, _smooth(values), linewidth=2, color=line.get_color(), label=name.replace("_", " "))
+            axis.plot(steps, trailing_mean(values), linewidth=2, color=line.get_color(), label=name.replace("_", " "))
         axis.set_title(title, loc="left", fontsize=10)
         axis.set_ylabel(unit)
         axis.grid(alpha=0.25)
@@ -90,10 +91,3 @@ def draw_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             axis.legend(frameon=False)
     axes[-1].set_xlabel("training step")
     figure.savefig(path, dpi=140)
-
-
-def _smooth(values: Sequence[float], window: int = 7) -> list[float]:
-    """Trailing mean, so that the line never knows the future."""
-    return [
-        sum(part) / len(part) for end in range(len(values)) for part in [values[max(0, end + 1 - window) : end + 1]]
-    ]

@@ -20,7 +20,8 @@ from tests.support.disturbed import Disturbed
 from tests.support.made_records import make_record
 from tests.support.reliability import Row
 
-pytestmark = [pytest.mark.cluster, pytest.mark.shows("A slow actor")]
+# Slow, since it compares times: apart from what runs at each change.
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.shows("A slow actor")]
 
 ACTORS, TASK_S, STEPS, ITEMS_PER_ACTOR = 8, 0.1, 8, 16
 ROLLOUT, SEEN = make_record().parts()

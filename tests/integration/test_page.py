@@ -1,38 +1,22 @@
 """The page in a real browser: Debian's chromium, driven by playwright."""
 
-import shutil
-
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from serving.page.samples import draw_samples
+from tests.support.browser import chromium, needs_chromium
 from tests.support.serving_server import KEY, Running, running, service_config
 from tests.support.serving_videos import clip_bytes
 from tests.support.waiting import PATIENCE_S, wait_until
 
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-dev-shm-usage",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as launched:
         expect.set_options(timeout=1000 * PATIENCE_S)
         yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")

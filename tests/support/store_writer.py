@@ -10,9 +10,9 @@ from pathlib import Path
 
 from cacovid.config import TrainConfig
 from cluster.training.run_directory import RunDirectory
-from cluster.training.store_address import StoreAddress
-from cluster.training.stored_run import StoredRun, open_stored
-from cluster.training.uploads import Uploads
+from cluster.training.stores.address import StoreAddress
+from cluster.training.stores.opening import StoredRun, open_stored
+from cluster.training.stores.uploads import Uploads
 
 CONFIG = TrainConfig(run={"steps": 100_000, "store_timeout_s": 60})
 FILES = 2

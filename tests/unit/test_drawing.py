@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cacovid.drawing import KEPT, draw_kept_tokens, save_image
+from cacovid.drawing.kept import draw_kept_tokens
+from cacovid.drawing.sheet import KEPT, save_image
 from cacovid.records import TokenGrid
 
 

@@ -154,7 +154,12 @@ def test_compress_answers_from_both_and_draws(
     assert "prefill" in printed
     assert Image.open(picture).width > 500
     assert "exists" in refused(monkeypatch, capsys, *arguments)
-    assert cacovid(monkeypatch, *arguments, "--max-new-tokens", "3", "--overwrite") == 0
+    figures = ("--figures", tmp_path / "figures")
+    assert cacovid(monkeypatch, *arguments, "--max-new-tokens", "3", "--overwrite", *figures) == 0
+    printed = capsys.readouterr().out
+    for name in ("frame-scores.png", "token-scores.png"):
+        assert Image.open(tmp_path / "figures" / name).width > 500
+        assert str(tmp_path / "figures" / name) in printed
 
 
 def test_compress_times_nothing_cold_but_the_reading_of_the_file(

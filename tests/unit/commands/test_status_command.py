@@ -5,8 +5,12 @@ from pathlib import Path
 import pytest
 
 from cacovid.config import TrainConfig
+from cacovid.errors import UserError
+from cluster.commands.status import _folder_of
 from cluster.training.run_directory import RunDirectory
 from cluster.training.run_status import StatusFile
+from cluster.training.stores.address import StoreAddress
+from cluster.training.stores.opening import default_folder
 from tests.unit.commands.test_measuring_commands import cacovid, refused
 from tests.unit.training.test_run_status import actors, row
 
@@ -49,6 +53,20 @@ def test_a_run_whose_process_is_gone_without_a_word(
     assert "killed while training, attempt 2" in said
     assert "no longer, by process" in said
     assert "ready" not in said
+
+
+def test_a_run_in_a_store_stands_where_this_machine_works_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    store = "s3://secret:key@bucket/runs/mine"
+    with pytest.raises(UserError, match=r"no working folder for s3://\*\*\*:\*\*\*@bucket/runs/mine: give the one"):
+        _folder_of(store)
+    address = StoreAddress.parse(store)
+    assert address is not None
+    StatusFile(RunDirectory.create(default_folder(address), TrainConfig()), 40, 1, None)
+    assert cacovid(monkeypatch, "status", store) == 0
+    assert "none yet" in capsys.readouterr().out
 
 
 def test_a_run_that_has_not_done_a_step(

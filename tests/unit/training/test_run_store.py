@@ -13,12 +13,12 @@ import pytest
 
 from cacovid.config import TrainConfig
 from cacovid.errors import UserError
-from cluster.training.ownership import LostRun
-from cluster.training.parcel import Parcel
 from cluster.training.run_directory import RunDirectory
-from cluster.training.run_store import RunStore
-from cluster.training.stored_run import StoredRun, open_stored
-from cluster.training.uploads import Uploads
+from cluster.training.stores.opening import StoredRun, open_stored
+from cluster.training.stores.ownership import LostRun
+from cluster.training.stores.parcel import Parcel
+from cluster.training.stores.run_store import RunStore
+from cluster.training.stores.uploads import Uploads
 from tests.support.s3_server import BUCKET, SECRET, Line, S3Server, s3_server
 from tests.support.store_writer import CONFIG, address_of, check, opened, save
 from tests.support.waiting import wait_until

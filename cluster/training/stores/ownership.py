@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from cacovid.errors import UserError
-from cluster.training.store_files import StoreFiles
+from cluster.training.stores.files import StoreFiles
 
 FOLDER = "attempts"
 NAME = re.compile(rf"{FOLDER}/((\d+)-([0-9a-f]+))\.json")

@@ -16,11 +16,11 @@ import platformdirs
 from cacovid.atomic import writing
 from cacovid.config import TrainConfig
 from cacovid.errors import UserError
-from cluster.training.parcel import Parcel, drop_all
 from cluster.training.run_directory import LOCK, RunDirectory
-from cluster.training.run_store import RunStore
 from cluster.training.same_run import check_same_run
-from cluster.training.store_address import StoreAddress
+from cluster.training.stores.address import StoreAddress
+from cluster.training.stores.parcel import Parcel, drop_all
+from cluster.training.stores.run_store import RunStore
 
 logger = logging.getLogger(__name__)
 OWNER = ".store.json"  # whose working folder it is

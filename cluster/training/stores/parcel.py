@@ -43,7 +43,7 @@ class Parcel:
         for target, files in {
             parcel.folder / ROWS: (run.metrics, run.skipped, run.best),
             parcel.folder / ROWS / run.tracking.name: run.notes(),  # what goes on elsewhere goes on at its trackers
-            copies: (run.metrics, run.skipped, run.curve, run.status),
+            copies: (run.metrics, run.skipped, run.curve),
             copies / run.checkpoints.name: (run.best,),
         }.items():
             target.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from cacovid.errors import UserError
-from cluster.training.store_address import StoreAddress
+from cluster.training.stores.address import StoreAddress
 
 logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")

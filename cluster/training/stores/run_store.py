@@ -2,7 +2,7 @@
 
     STORE/config.toml, metrics.jsonl, skipped.jsonl, curve.png, policy/, best_policy/, initial_policy/, tensorboard/,
           checkpoints/best.json                 newest copies, as in a run's folder, for people and for other commands
-    STORE/attempts/NUMBER-ID.json               who writes it, see :mod:`cluster.training.ownership`
+    STORE/attempts/NUMBER-ID.json               who writes it, see :mod:`cluster.training.stores.ownership`
     STORE/checkpoints/step-N/NUMBER-ID/         the checkpoint after N steps by that attempt:
           checkpoint/, run/                     its files; the run's rows so far
           COMPLETE                              written last: size and SHA-256 of each file
@@ -25,11 +25,11 @@ from cacovid.config import TrainConfig
 from cacovid.config_files import to_toml, with_overrides
 from cacovid.errors import UserError
 from cluster.training.best_checkpoint import saved_step
-from cluster.training.ownership import Attempt, Ownership
-from cluster.training.parcel import Parcel, unpack
 from cluster.training.run_directory import RunDirectory, free_name
-from cluster.training.store_address import StoreAddress
-from cluster.training.store_files import PART, StoreFiles, sha256
+from cluster.training.stores.address import StoreAddress
+from cluster.training.stores.files import PART, StoreFiles, sha256
+from cluster.training.stores.ownership import Attempt, Ownership
+from cluster.training.stores.parcel import Parcel, unpack
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import Self
 
 from cacovid.errors import UserError
-from cluster.training.parcel import Parcel, drop_all
 from cluster.training.run_directory import RunDirectory
-from cluster.training.run_store import RunStore
-from cluster.training.store_files import StoreSilent
+from cluster.training.stores.files import StoreSilent
+from cluster.training.stores.parcel import Parcel, drop_all
+from cluster.training.stores.run_store import RunStore
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Pictures of one clip: what was kept, and what the policy saw."""

@@ -1,0 +1,1 @@
+"""Runs and evaluations as one HTML file that needs nothing else: ``cacovid report``."""
