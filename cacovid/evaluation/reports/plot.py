@@ -172,9 +172,9 @@ def _finish(axes: Any) -> None:  # noqa: ANN401
 
 
 def _spaced(retentions: list[float]) -> list[float]:
-    """The ratios whose labels do not run into each other on a log axis with room for about 15."""
+    """The ratios whose labels do not run into each other on a log axis with room for about 9."""
     ordered = sorted(retentions)
-    gap = (ordered[-1] / ordered[0]) ** (1 / 15)
+    gap = (ordered[-1] / ordered[0]) ** (1 / 9)
     shown: list[float] = []
     for retention in ordered:
         if not shown or retention >= gap * shown[-1]:
