@@ -34,10 +34,10 @@ test-slow: setup
 	$(BIN)/pytest -q -m "slow and not cluster"
 
 test-cluster: setup
-	$(BIN)/pytest -q -m "cluster and not slow" --reliability-table docs/reliability.md
+	$(BIN)/pytest -q -m "cluster and not slow" tests --reliability-table docs/reliability.md
 
 test-cluster-long: setup
-	$(BIN)/pytest -q -m "cluster and slow" --reliability-table docs/reliability.md
+	$(BIN)/pytest -q -m "cluster and slow" tests --reliability-table docs/reliability.md
 
 test-gpu: setup
 	$(BIN)/pytest -q -m gpu
