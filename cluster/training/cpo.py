@@ -12,7 +12,7 @@ See :mod:`cluster.training.rollout_schedule` for what is given out when.
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -171,6 +171,7 @@ class CPOConfig(AlgorithmConfig):  # type: ignore[misc]
 class CPO(Algorithm):  # type: ignore[misc]
     """Trains a compression policy against a frozen Video-LLM."""
 
+    actor_class: ClassVar[type[RolloutEnvRunner]] = RolloutEnvRunner
     learner_group: DeepSpeedLearnerGroup
     env_runner_group: EnvRunnerGroup | None
 
@@ -251,7 +252,7 @@ class CPO(Algorithm):  # type: ignore[misc]
             "GPU": config.num_gpus_per_env_runner,
             **config.custom_resources_per_env_runner,
         }
-        return RayHost(RolloutEnvRunner, config, resources, self.train_cfg.actors.label_selector)
+        return RayHost(self.actor_class, config, resources, self.train_cfg.actors.label_selector)
 
     def _work_in_driver(self, task: Task) -> TaskResult:
         assert self.env_runner_group is not None

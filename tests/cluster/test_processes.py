@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-import actors.host
 from actors.env_runner import RolloutEnvRunner
 from cacovid.config import TrainConfig
 from cacovid.config_files import to_toml, with_overrides
@@ -91,8 +90,11 @@ def test_out_of_memory(
     config = with_overrides(small, {"actors.labels": ["role=rollout"], "actors.count": 1})
 
     def take_memory(runner: RolloutEnvRunner) -> None:
-        taken = [b"x" * (16 << 20) for _ in range(NODE_BYTES >> 24)]
-        time.sleep(600 * len(taken))
+        taken = []
+        for _ in range(NODE_BYTES >> 23):
+            taken.append(b"x" * (8 << 20))
+            time.sleep(0.03)  # Ray looks four times a second, the kernel always
+        time.sleep(600)
 
     disturbed.after(2, lambda algorithm: algorithm.pool.handles()[0].apply.remote(take_memory))
     with small_memory(NODE_BYTES) as inside, joined_node(tmp_path / "node", nodes.address, inside=inside):
@@ -123,7 +125,7 @@ def test_poisoned_item(
 
     plain_roll_out = RolloutEnvRunner._roll_out
     monkeypatch.setattr(RolloutEnvRunner, "_roll_out", refuse)  # of the undisturbed run, in this process
-    monkeypatch.setattr(actors.host, "RolloutEnvRunner", Poisoned)
+    monkeypatch.setattr(CPO, "actor_class", Poisoned)
     disturbed.after(1, lambda algorithm: None)  # then the item is given out
     trained = disturbed.train(config, tmp_path / "run")
     assert trained.run.rows()[-1]["lost_actors"] == config.actors.max_retries

@@ -11,7 +11,6 @@ import pytest
 from ray._private import state
 from ray.cluster_utils import Cluster
 
-import actors.host
 from actors.env_runner import RolloutEnvRunner
 from cacovid.config import TrainConfig
 from cacovid.config_files import with_overrides
@@ -58,7 +57,7 @@ def test_kill_after_every_tenth_of_a_run(
             time.sleep(ITEM_S)
             return super()._roll_out(*arguments)
 
-    monkeypatch.setattr(actors.host, "RolloutEnvRunner", Resting)
+    monkeypatch.setattr(CPO, "actor_class", Resting)
     with ExitStack() as stack:
         rollout_nodes: list[psutil.Process] = []
 

@@ -18,6 +18,10 @@ ROOT = Path(__file__).parents[2]
 PINS = Path(__file__).with_name("lmms-eval.txt")
 
 
+# Of this checkout, and of a learner that ran in this process: accelerate would wait for its peers.
+FOREIGN = {"PYTHONPATH", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+
+
 class NotInstallable(Exception):
     """lmms-eval cannot be installed here; the message says what pip said."""
 
@@ -70,7 +74,7 @@ class Harness:
             "--log_samples",
         ]
         own = {"HF_HOME": str(out / "hf"), "HF_HUB_OFFLINE": "1", "OPENAI_API_KEY": ""}
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | own
+        environment = {name: value for name, value in os.environ.items() if name not in FOREIGN} | own
         done = subprocess.run(
             command, env=environment, cwd=tasks, capture_output=True, text=True, timeout=600, check=False
         )
