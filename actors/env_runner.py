@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import gymnasium
-import ray
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env import INPUT_ENV_SPACES
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
 
+from actors.replica import ReplicaActor
 from actors.task import EncodeTask, EvaluateTask, PolicyTask, PublishedWeights, RolloutTask, SetAside, TaskResult
 from cacovid.config import TrainConfig
 from cacovid.data.reader import ItemReader
@@ -36,15 +36,12 @@ Space: TypeAlias = gymnasium.Space[Any]
 DUMMY_SPACE: Space = gymnasium.spaces.Discrete(1)
 
 
-class RolloutEnvRunner(EnvRunner, Checkpointable):  # type: ignore[misc]
-    """Holds one replica and the weights last used; scores the combinations of its tasks.
-
-    Nothing is loaded before :meth:`load` or the first task: a constructor that fails would end the actor
-    and lose the reason.
-    """
+class RolloutEnvRunner(ReplicaActor, EnvRunner, Checkpointable):  # type: ignore[misc]
+    """Holds one replica and the weights last used; scores the combinations of its tasks."""
 
     def __init__(self, *, config: Any, **kwargs: Any) -> None:  # noqa: ANN401 - RLlib's signature
         super().__init__(config=config, **kwargs)
+        self.first_video = config.first_video
         self.train_config: TrainConfig = config.train_config()
         self._reader: ItemReader | None = None
         self._policy: CompressionPolicy | None = None
@@ -52,25 +49,7 @@ class RolloutEnvRunner(EnvRunner, Checkpointable):  # type: ignore[misc]
         if self.worker_index:
             torch.set_num_threads(self.train_config.actors.threads)
 
-    def node_id(self) -> str:
-        """The node that this actor runs on."""
-        return str(ray.get_runtime_context().get_node_id())
-
-    def load(self) -> str | None:
-        """Load the replica; returns why not where that fails (an exception would end the actor)."""
-        video = self.config.first_video
-        if video is not None and not Path(video).exists():
-            return (
-                f"{video} is not there on node {ray.util.get_node_ip_address()}: put the questions' videos where every "
-                "node sees them"
-            )
-        try:
-            self._loaded()
-        except Exception:  # noqa: BLE001 - see above; the driver decides
-            return traceback.format_exc()
-        return None
-
-    def _loaded(self) -> tuple[ItemReader, CompressionPolicy]:
+    def _load(self) -> tuple[ItemReader, CompressionPolicy]:
         if self._reader is None or self._policy is None:
             cfg = self.train_config
             cache = Path(cfg.data.cache_dir) if cfg.data.cache_dir else None
@@ -83,7 +62,7 @@ class RolloutEnvRunner(EnvRunner, Checkpointable):  # type: ignore[misc]
         """Work on one task. Bad items are set aside; any other failure comes back in ``error``."""
         if task is None:
             raise ValueError("sample() needs a task: the CPO algorithm hands them out")
-        reader, policy = self._loaded()
+        reader, policy = self._load()
         started, encoded_before = time.perf_counter(), reader.encode_seconds
         try:
             outcome = self._run(task, reader, policy)

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-import ray
 import torch
 
 from actors.host import RayHost
 from actors.pool import RolloutPool
+from actors.replica import ReplicaActor
 from actors.task import MeasureTask, Task, TaskResult, parts
 from cacovid.config import ActorsConfig
 from cacovid.evaluation.measurer import Measurer, Setup
 from cacovid.evaluation.measuring import Asked, Outcome
 from cacovid.gpu_memory import held_bytes
+from cacovid.methods.protocol import Method
 
 QUESTIONS = 8  # about one clip, given to an actor at once
 
@@ -30,32 +31,17 @@ class MeasuringConfig:
     first_video: str | None  # that the driver sees, and every actor must see
 
 
-class MeasuringActor:
-    """Nothing is loaded before :meth:`load`: a constructor that fails would lose the reason."""
+class MeasuringActor(ReplicaActor):
+    """Holds one replica with all methods."""
 
     def __init__(self, config: MeasuringConfig, worker_index: int) -> None:
-        self._config = config
+        self.first_video = config.first_video
         self._measurer = Measurer(config.setup)
         if worker_index:
             torch.set_num_threads(config.threads)
 
-    def node_id(self) -> str:
-        """The node that this actor runs on."""
-        return str(ray.get_runtime_context().get_node_id())
-
-    def load(self) -> str | None:
-        """Load the replica and the methods; returns why not where that fails (an exception would end the actor)."""
-        video = self._config.first_video
-        if video is not None and not Path(video).exists():
-            return (
-                f"{video} is not there on node {ray.util.get_node_ip_address()}: put the questions' "
-                "videos where every node sees them"
-            )
-        try:
-            _ = self._measurer.methods
-        except Exception:  # noqa: BLE001 - see above; the driver decides
-            return traceback.format_exc()
-        return None
+    def _load(self) -> list[Method]:
+        return self._measurer.methods
 
     def sample_apart(self, task: MeasureTask) -> tuple[TaskResult | None, ...]:
         """The result, and a None for each item: nothing of an evaluation travels apart."""

@@ -279,6 +279,10 @@ class TrainConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     run: RunConfig = RunConfig()
 
+    def by_name(self) -> dict[str, object]:
+        """Every field's value by ``section.name``."""
+        return {f"{section}.{name}": value for section, fields in self for name, value in fields}
+
     def replica_model(self) -> ModelConfig:
         """The model as a rollout actor loads it: over all of its GPUs."""
         return self.model.model_copy(update={"device": "spread"}) if self.actors.gpus > 1 else self.model

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 
@@ -15,6 +16,7 @@ from cacovid.config import ActorsConfig, TrainConfig
 from cacovid.errors import UserError
 
 logger = logging.getLogger(__name__)
+REACH_S = 5.0
 
 
 @contextmanager
@@ -50,8 +52,7 @@ def _init(address: str | None, log_to_driver: bool) -> None:
             # Without an address Ray would join whatever cluster runs on this machine.
             ray.init(address="local", include_dashboard=False, log_to_driver=log_to_driver, logging_level=logging.ERROR)
         return
-    if address != "auto":
-        _check_reachable(address)
+    check_reachable(address, "host:port, ray://host:port or auto")
     try:
         ray.init(address=address, log_to_driver=log_to_driver, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:
@@ -74,13 +75,29 @@ def _deaf_to_sigterm() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _check_reachable(address: str) -> None:
-    """Fail within seconds where Ray would wait for minutes."""
-    host, _, port = address.rpartition("/")[2].rpartition(":")
+def check_reachable(address: str, give: str, ports: Mapping[str, int] = {}) -> None:
+    """Fail within seconds where Ray would wait for minutes.
+
+    Args:
+        address: host:port or scheme://host:port; 'auto' is left to Ray.
+        give: What to give instead, for the message.
+        ports: By scheme, where an address need not name one.
+
+    Raises:
+        UserError: It is no address, or nobody answers there.
+    """
+    if address == "auto":
+        return
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        port = parts.port or ports.get(parts.scheme)
+        if parts.scheme not in ("", "ray", *ports) or parts.hostname is None:
+            raise ValueError("it is no address")
+        if port is None:
+            raise ValueError("it names no port")
+        socket.create_connection((parts.hostname, port), timeout=REACH_S).close()
     except (OSError, ValueError) as error:
-        raise UserError(f"no Ray cluster at {address!r} ({error}): give host:port, ray://host:port or auto") from error
+        raise UserError(f"no Ray cluster at {address!r} ({error}): give {give}") from error
 
 
 def place_for_dashboard(name: Callable[[str], str]) -> Path | None:

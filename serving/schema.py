@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cacovid.errors import UserError
+from cacovid.policy_folder import CARD
 from serving.config import ServiceConfig
 
 INGRESS, MEDIA, ENGINE = "ingress", "media", "engine"  # deployments
@@ -37,7 +38,7 @@ def http_options(config: ServiceConfig, host: str, port: int) -> dict[str, Any]:
 
 def engine_user_config(config: ServiceConfig) -> dict[str, Any]:
     """The policies, and a digest of their files, so that a policy trained anew in the same folder is noticed."""
-    from cacovid.policy.files import CARD, WEIGHTS  # not above: reading a configuration needs no torch
+    from cacovid.policy.files import WEIGHTS  # not above: reading a configuration needs no torch
 
     digest = hashlib.blake2b(digest_size=16)
     for folder in config.policies.values():

@@ -27,6 +27,11 @@ def lettered(options: Sequence[str]) -> list[str]:
     return [f"{letter}. {text}" for letter, text in zip(option_letters(len(options)), options, strict=True)]
 
 
+def spoken(options: Sequence[str], answer: str) -> str:
+    """The one of the :func:`lettered` options that ``answer`` is the letter of; else ``answer``, which is a text."""
+    return next((option for option in options if answer and option.startswith(f"{answer}.")), answer)
+
+
 def format_prompt(item: VideoQuestion, instruction: str = "") -> str:
     """Question, lettered options and instruction, one a line; absent parts leave no empty line.
 

@@ -15,11 +15,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cacovid.data.table import SCHEMA
+from cacovid.data.table import LISTS, SCHEMA
 from cacovid.records import VideoQuestion
 
 _BATCH = 256  # rows of each batch but the last
-_LISTS = [field.name for field in SCHEMA if pa.types.is_list(field.type)]
 
 
 class StoredQuestions(Sequence[VideoQuestion]):
@@ -94,6 +93,6 @@ class _ById(Mapping[str, VideoQuestion]):
 
 def _question(row: pa.RecordBatch) -> VideoQuestion:
     values: dict[str, Any] = row.to_pylist()[0]
-    for name in _LISTS:
+    for name in LISTS:
         values[name] = tuple(values[name])
     return VideoQuestion(**values)

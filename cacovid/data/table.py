@@ -55,7 +55,7 @@ SCHEMA = pa.schema(
 NEEDED_COLUMNS = tuple(field.name for field in SCHEMA if not field.nullable)
 READ_ROWS = 2_048  # in memory at a time
 WRITTEN_ROWS = 20_000  # of a row group
-_LISTS = tuple(field.name for field in SCHEMA if pa.types.is_list(field.type))
+LISTS = tuple(field.name for field in SCHEMA if pa.types.is_list(field.type))
 
 
 def read_questions(path: str | os.PathLike[str], *, skipped: SkippedItems | None = None) -> list[VideoQuestion]:
@@ -178,7 +178,7 @@ def _parse_row(row: Mapping[str, Any], number: int, table_path: Path) -> VideoQu
     for name in NEEDED_COLUMNS:
         if row[name] is None:
             raise BadItem(f"row {number} of {table_path}: {name} is null; fill it")
-    for name in _LISTS:
+    for name in LISTS:
         if any(value is None for value in row.get(name) or ()):
             raise BadItem(f"row {number} of {table_path}: {name} holds a null; remove it")
     video = Path(row["video"])

@@ -23,7 +23,9 @@ from cacovid.drawing.sheet import (
     border,
     caption_of,
     font_of,
+    kept_mask,
     sheet_layout,
+    shown_frame,
 )
 from cacovid.records import TokenGrid
 
@@ -51,15 +53,13 @@ def draw_kept_tokens(
     """
     assert frames.ndim == 4, f"frames have shape {frames.shape}"
     assert len(frames) >= 1
-    mask = np.zeros(grid.tokens, dtype=bool)
-    mask[kept.cpu().numpy()] = True
-    by_step = mask.reshape(grid)
+    by_step = kept_mask(kept, grid)
     layout = sheet_layout(frames.shape[1], frames.shape[2], grid)
     sheet, top = blank_sheet(layout, lines)
     pen, small = ImageDraw.Draw(sheet), font_of(12)
     fullest = max(1, int(by_step.sum(axis=(1, 2)).max()))
     for step in range(grid.frames):
-        source = step * len(frames) // grid.frames
+        source = shown_frame(step, len(frames), grid)
         left, upper = layout.corner(step, top)
         sheet.paste(_marked(frames[source], by_step[step], layout), (left, upper))
         count = int(by_step[step].sum())
@@ -74,8 +74,7 @@ def _marked(frame: NDArray[np.uint8], kept: NDArray[np.bool_], layout: Layout) -
     grey = pixels.mean(axis=2, keepdims=True)
     dimmed = (0.35 * pixels + 0.65 * grey) * _DIMMED + 18
     marked = np.where(light[..., None], pixels, dimmed)
-    thickness = max(1, min(3, layout.width // (kept.shape[1] * 12)))
-    marked[border(light, thickness)] = KEPT
+    marked[border(layout, kept)] = KEPT
     return Image.fromarray(marked.clip(0, 255).astype(np.uint8))
 
 

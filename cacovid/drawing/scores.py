@@ -29,7 +29,9 @@ from cacovid.drawing.sheet import (
     border,
     caption_of,
     font_of,
+    kept_mask,
     sheet_layout,
+    shown_frame,
 )
 from cacovid.records import TokenGrid
 
@@ -56,7 +58,7 @@ class ScoredClip:
     kept: Tensor  # (k,) ascending
 
     def frame(self, step: int) -> NDArray[np.uint8]:
-        """The first of the decoded frames that a step of the grid stands for."""
+        """The decoded frame that a step of the grid is shown by."""
         found: NDArray[np.uint8] = self.frames[self.source(step)]
         return found
 
@@ -64,15 +66,9 @@ class ScoredClip:
         """When that frame is seen."""
         return self.timestamps[self.source(step)]
 
-    def kept_mask(self) -> NDArray[np.bool_]:
-        """(T, rows, columns) whether a token is retained."""
-        mask = np.zeros(self.grid.tokens, dtype=bool)
-        mask[self.kept.cpu().numpy()] = True
-        return mask.reshape(self.grid)
-
     def source(self, step: int) -> int:
-        """The decoded frame that a step of the grid is shown by: the first of those it stands for."""
-        return step * len(self.frames) // self.grid.frames
+        """The decoded frame that a step of the grid is shown by."""
+        return shown_frame(step, len(self.frames), self.grid)
 
 
 def draw_frame_scores(clip: ScoredClip, title: str = "") -> Image.Image:
@@ -101,7 +97,7 @@ def draw_frame_scores(clip: ScoredClip, title: str = "") -> Image.Image:
 
 
 def _curve(axes: Any, clip: ScoredClip, steps: NDArray[np.int64]) -> None:  # noqa: ANN401 - matplotlib has no types here
-    counts = clip.kept_mask().sum(axis=(1, 2))
+    counts = kept_mask(clip.kept, clip.grid).sum(axis=(1, 2))
     beside = axes.twinx()
     beside.bar(steps, counts, width=0.72, color=_BARS, alpha=0.45)
     beside.set_ylabel("tokens kept")
@@ -128,7 +124,7 @@ def draw_token_scores(clip: ScoredClip, title: str = "") -> Image.Image:
     scores = clip.token_scores.cpu().float().numpy().reshape(clip.grid)
     low, high = (float(bound) for bound in np.quantile(scores, (0.01, 0.99)))  # outliers would take all the colours
     scale = Normalize(low, high if high > low else low + 1, clip=True)
-    mask, shown = clip.kept_mask(), _spread(clip.grid.frames, MAPS)
+    mask, shown = kept_mask(clip.kept, clip.grid), _spread(clip.grid.frames, MAPS)
     layout = sheet_layout(clip.frames.shape[1], clip.frames.shape[2], clip.grid._replace(frames=len(shown)))
     sheet, top = blank_sheet(layout, [title] if title else [], below=_SCALE)
     pen = ImageDraw.Draw(sheet)
@@ -146,7 +142,7 @@ def _heated(
 ) -> Image.Image:
     grey = layout.enlarged(frame).mean(axis=2, keepdims=True)
     heated = (1 - _STRENGTH) * grey + _STRENGTH * 255 * layout.spread(colours)
-    heated[border(layout.spread(kept), max(1, min(3, layout.width // (kept.shape[1] * 12))))] = 255
+    heated[border(layout, kept)] = 255
     return Image.fromarray(heated.clip(0, 255).astype(np.uint8))
 
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from cacovid.atomic import writing
 from cacovid.records import TokenGrid
@@ -99,10 +100,22 @@ def _cell_of_pixel(pixels: int, cells: int) -> NDArray[np.int64]:
     return ((2 * np.arange(pixels) + 1) * cells) // (2 * pixels)
 
 
-def border(light: NDArray[np.bool_], thickness: int) -> NDArray[np.bool_]:
-    """The pixels of the kept area that lie within ``thickness`` of its edge."""
-    inner = light
-    for _ in range(thickness):
+def kept_mask(kept: Tensor, grid: TokenGrid) -> NDArray[np.bool_]:
+    """(T, rows, columns) whether a token is among the (k,) retained ones."""
+    mask = np.zeros(grid.tokens, dtype=bool)
+    mask[kept.cpu().numpy()] = True
+    return mask.reshape(grid)
+
+
+def shown_frame(step: int, frames: int, grid: TokenGrid) -> int:
+    """The one of ``frames`` decoded frames that a step of the grid is shown by: the first of those it stands for."""
+    return step * frames // grid.frames
+
+
+def border(layout: Layout, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(height, width) the pixels along the edge of the kept (rows, columns) cells of a drawn frame."""
+    light = inner = layout.spread(kept)
+    for _ in range(max(1, min(3, layout.width // (kept.shape[1] * 12)))):
         padded = np.pad(inner, 1)
         inner = inner & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return light & ~inner

@@ -9,8 +9,7 @@ from cacovid.config import DataConfig, ModelConfig, SelectionConfig
 from cacovid.data.reader import ItemReader
 from cacovid.evaluation.measuring import Asked, Outcome, measure
 from cacovid.evaluation.summary import Ran
-from cacovid.evaluation.timing import needs_tower_attention
-from cacovid.methods.protocol import Method
+from cacovid.methods.protocol import Method, needs_tower_attention
 from cacovid.methods.registry import POLICY, build_methods, method_labels
 from cacovid.models.fingerprint import model_fingerprint, text_digest
 from cacovid.policy.base import CompressionPolicy

@@ -16,9 +16,9 @@ from cacovid.evaluation.question import measure_question
 from cacovid.evaluation.result import EvaluationResult
 from cacovid.evaluation.rows import QuestionRow, RowStore
 from cacovid.evaluation.summary import Ran, summed_up
-from cacovid.evaluation.timing import needs_tower_attention, timed_rows
+from cacovid.evaluation.timing import timed_rows
 from cacovid.methods.policy_method import PolicyMethod
-from cacovid.methods.protocol import EvaluationCase, Method
+from cacovid.methods.protocol import EvaluationCase, Method, needs_tower_attention
 from cacovid.methods.registry import UNTRAINED
 from cacovid.methods.selection import budget
 from cacovid.records import Clip, VideoQuestion

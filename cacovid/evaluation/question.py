@@ -22,13 +22,11 @@ from torch import Tensor
 from cacovid.answering.scoring import score, score_reduction
 from cacovid.errors import NotDefined
 from cacovid.evaluation.awareness import question_awareness
-from cacovid.evaluation.rows import FULL, QuestionRow
+from cacovid.evaluation.rows import FULL, Cell, QuestionRow
 from cacovid.methods.protocol import EvaluationCase, Method, ReducingMethod, ScoringMethod, reduction_by
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.reduction import Reduction
 from cacovid.records import VideoQuestion
-
-Cell = tuple[str, float]  # method, retention
 
 
 @dataclass(frozen=True)

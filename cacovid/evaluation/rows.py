@@ -21,6 +21,7 @@ from cacovid.errors import UserError
 
 FULL = "all tokens"  # the method of the rows that nothing was compressed for
 ROWS, PARTS = "rows.parquet", "rows"
+Cell = tuple[str, float]  # method, retention
 _SETTINGS = b"cacovid.settings"
 _LOST_SHARE = 0.02  # of the time so far, that a kill may cost
 

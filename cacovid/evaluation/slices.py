@@ -6,14 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from cacovid.evaluation.result import Slice
 from cacovid.evaluation.row_sums import known_reward, mean, reward, tally
-from cacovid.evaluation.rows import FULL, QuestionRow
+from cacovid.evaluation.rows import FULL, Cell, QuestionRow
 from cacovid.records import VideoQuestion
 
 _RIGHT = 0.5  # a reward from which an answer counts as right, for the split by difficulty
 _DURATIONS = ((60.0, "up to 1 min"), (600.0, "1 to 10 min"), (3600.0, "10 to 60 min"), (math.inf, "over 1 h"))
 _SPLITS = ("duration", "group", "question_type")
-
-Cell = tuple[str, float]
 
 
 def slices_of(items: Sequence[VideoQuestion], found: Mapping[Cell, Mapping[str, QuestionRow]]) -> Iterable[Slice]:

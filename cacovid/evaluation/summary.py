@@ -13,12 +13,10 @@ from cacovid.errors import UserError
 from cacovid.evaluation.comparison import Comparison, Paired, compare
 from cacovid.evaluation.result import EvaluationResult, Row, Swapped, Times, Undefined
 from cacovid.evaluation.row_sums import known_reward, mean, reward, tally
-from cacovid.evaluation.rows import FULL, QuestionRow
+from cacovid.evaluation.rows import FULL, Cell, QuestionRow
 from cacovid.evaluation.slices import slices_of
 from cacovid.methods.registry import BASELINES
 from cacovid.records import VideoQuestion
-
-Cell = tuple[str, float]
 
 
 @dataclass(frozen=True)

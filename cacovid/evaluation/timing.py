@@ -14,7 +14,7 @@ import torch
 
 from cacovid.data.reader import ItemReader
 from cacovid.evaluation.rows import QuestionRow
-from cacovid.methods.protocol import EvaluationCase, Method, TrainingFree, reduction_by
+from cacovid.methods.protocol import EvaluationCase, Method, needs_tower_attention, reduction_by
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.inside import answering_with
 from cacovid.models.reduction import Reduction
@@ -29,11 +29,6 @@ class Taken:
     compress_ms: float
     prefill_ms: float
     memory_bytes: int
-
-
-def needs_tower_attention(methods: Sequence[Method]) -> bool:
-    """Whether the vision tower has to be listened to for any of them."""
-    return any(isinstance(method, TrainingFree) and method.needs_tower_attention for method in methods)
 
 
 def timed_rows(

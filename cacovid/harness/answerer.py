@@ -15,7 +15,7 @@ from cacovid.compressor import model_config_for
 from cacovid.config import SelectionConfig
 from cacovid.data.video import read_frames
 from cacovid.errors import UserError
-from cacovid.methods.protocol import EvaluationCase, Method, reduction_by
+from cacovid.methods.protocol import EvaluationCase, Method, needs_tower_attention, reduction_by
 from cacovid.methods.registry import BASELINES, POLICY, build_methods, check_names
 from cacovid.methods.selection import budget
 from cacovid.models.encoded import VideoFeatures
@@ -24,6 +24,7 @@ from cacovid.models.loading import load_video_llm
 from cacovid.models.reduction import Reduction
 from cacovid.policy.base import CompressionPolicy
 from cacovid.policy.files import PolicyMetadata
+from cacovid.policy_folder import policy_folder
 from cacovid.records import Clip, VideoQuestion
 
 _OPTIONS = re.compile(r"^\s*\(?A[.):]\s", re.MULTILINE)  # the line of the first one
@@ -68,7 +69,7 @@ class Answerer:
         seed: int = 0,
     ) -> None:
         budget(retention, 1)  # refuses a bad ratio before anything is loaded
-        trained = None if policy is None else CompressionPolicy.from_pretrained(str(_policy_folder(Path(policy))))
+        trained = None if policy is None else CompressionPolicy.from_pretrained(policy_folder(Path(policy)))
         metadata = PolicyMetadata() if trained is None else trained.metadata
         if method is not None:
             check_names([method])
@@ -82,7 +83,7 @@ class Answerer:
         self._method: Method | None = (
             build_methods([method], policies, self.video_llm, seed=seed, selection=selection)[0] if method else None
         )
-        self._attention = method in BASELINES and BASELINES[method].needs_tower_attention
+        self._attention = self._method is not None and needs_tower_attention([self._method])
         self._retention = retention
         self._seed = seed
         self._frames = config.num_frames
@@ -146,8 +147,3 @@ def question_of(chat: Sequence[Mapping[str, Any]]) -> str:
     """What is asked, without lettered options: some methods compare tokens with the question's words alone."""
     text = "\n".join(part["text"] for turn in chat for part in turn["content"] if part["type"] == "text")
     return _OPTIONS.split(text, maxsplit=1)[0].strip() or text
-
-
-def _policy_folder(path: Path) -> Path:
-    """``path``, or the ``policy`` folder in it where it is a whole run."""
-    return path / "policy" if not (path / "policy.json").is_file() and (path / "policy").is_dir() else path

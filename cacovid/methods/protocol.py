@@ -11,6 +11,7 @@ Shape legend: N video tokens, T frames (temporal steps), k retained tokens.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Protocol, Self, runtime_checkable
@@ -134,6 +135,11 @@ class ReducingBaseline(TrainingFree):
     @abstractmethod
     def reduce(self, case: EvaluationCase, retention: float) -> Reduction:
         """As :meth:`ReducingMethod.reduce`."""
+
+
+def needs_tower_attention(methods: Sequence[Method]) -> bool:
+    """Whether the vision tower has to be listened to for any of them."""
+    return any(isinstance(method, TrainingFree) and method.needs_tower_attention for method in methods)
 
 
 def reduction_by(method: Method, case: EvaluationCase, retention: float) -> Reduction:

@@ -34,9 +34,6 @@ class LayerView:
         query, key, scale = self._heard
         first = int(self._columns[-1]) + 1
         rows = torch.arange(first, query.shape[2], device=query.device)
-        scores = (
-            query[0][:, rows] @ key[0].repeat_interleave(query.shape[1] // key.shape[1], 0).transpose(1, 2)
-        ).float()
         later = torch.arange(key.shape[2], device=query.device)[None, :] > rows[:, None]
-        weights = torch.softmax((scores * scale).masked_fill(later, -torch.inf), dim=-1)
+        weights = attention_weights(query[0][:, rows], key[0], scale, unseen=later)
         return weights.amax(dim=(0, 1)).cpu()[self._columns]

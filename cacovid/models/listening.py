@@ -61,7 +61,8 @@ def listening(model: Any, listeners: Mapping[nn.Module, Listener]) -> Iterator[N
         model.set_attn_implementation(before)
 
 
-def attention_weights(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """(H, Q, K) float32 softmax of ``query`` (H, Q, d) and ``key`` (G, K, d); every key is seen."""
+def attention_weights(query: Tensor, key: Tensor, scale: float, unseen: Tensor | None = None) -> Tensor:
+    """(H, Q, K) float32 softmax of ``query`` (H, Q, d) and ``key`` (G, K, d) over the keys but ``unseen`` (Q, K)."""
     keys = key.repeat_interleave(query.shape[0] // key.shape[0], dim=0)
-    return torch.softmax((query @ keys.transpose(1, 2)).float() * scale, dim=-1)
+    scores = (query @ keys.transpose(1, 2)).float() * scale
+    return torch.softmax(scores if unseen is None else scores.masked_fill(unseen, -torch.inf), dim=-1)

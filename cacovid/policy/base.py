@@ -18,7 +18,8 @@ from cacovid.config import PolicyConfig
 from cacovid.errors import UserError
 from cacovid.policy.batch import PolicyBatch, collate
 from cacovid.policy.decoder_layer import NonCausalLayer
-from cacovid.policy.files import CARD, WEIGHTS, PolicyCard, PolicyMetadata, read_card, read_weights, write_policy
+from cacovid.policy.files import WEIGHTS, PolicyCard, PolicyMetadata, read_card, read_weights, write_policy
+from cacovid.policy_folder import CARD
 from cacovid.records import PolicyInput
 
 

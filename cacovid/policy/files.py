@@ -21,9 +21,9 @@ from cacovid.atomic import writing
 from cacovid.config import PolicyConfig, Positions, Section, SelectionConfig
 from cacovid.errors import UserError
 from cacovid.policy.decoder_layer import LayerSpec
+from cacovid.policy_folder import CARD
 
 WEIGHTS = "policy.safetensors"
-CARD = "policy.json"
 WHOLE = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 TORCH_ENDINGS = (".bin", ".pt", ".pth")
 KNOWN = "a folder of a saved model, a .safetensors, .bin, .pt or .pth file, or an index.json of shards"

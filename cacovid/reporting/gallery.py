@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from PIL.Image import Image
 
-from cacovid.answering.prompting import lettered
+from cacovid.answering.prompting import lettered, spoken
 from cacovid.answering.scoring import score
 from cacovid.compressor import CompressedVideo, Compressor
 from cacovid.data.video import read_frames
@@ -74,9 +74,9 @@ def _answered(compressor: Compressor, item: VideoQuestion, retention: float, wan
         id=item.id,
         question=item.question,
         options=options,
-        expected=_spoken(options, item.answer),
-        compressed=_spoken(options, clip.answer()),
-        full=_spoken(options, clip.answer(all_tokens=True)),
+        expected=spoken(options, item.answer),
+        compressed=spoken(options, scored.answers[0]),
+        full=spoken(options, whole.answers[0]),
         right=right,
         full_right=bool(whole.reward[0] >= RIGHT),
         likelihood=float(scored.likelihood[0]),
@@ -93,8 +93,3 @@ def _pictures(clip: CompressedVideo) -> dict[str, Image]:
         "frame scores along time": scores["frame-scores"],
         "token scores": scores["token-scores"],
     }
-
-
-def _spoken(options: Sequence[str], answer: str) -> str:
-    """The lettered option of an answer's letter, or the text."""
-    return next((option for option in options if answer and option.startswith(f"{answer}.")), answer)

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from cacovid.atomic import writing
+from cacovid.evaluation.reports.markdown import p_value
 from cacovid.reporting.charts import Chart, results_charts, run_charts
 from cacovid.reporting.records import Gallery, RunRecord, Worst
 from cacovid.reporting.results import Evaluated, Results, Row
@@ -80,7 +81,7 @@ def render(report: Report) -> str:
     environment = Environment(
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": _percent, "p": _p_value, "picture": picture_uri, "number": _number}
+    environment.filters |= {"percent": _percent, "p": p_value, "picture": picture_uri, "number": _number}
     return environment.get_template("report.html.jinja").render(
         report=report,
         charts=run_charts(report.runs),
@@ -143,10 +144,6 @@ def _environment() -> dict[str, str]:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
-
-
-def _p_value(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _number(value: float | None) -> str:

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cacovid.errors import UserError
-from cacovid.evaluation.reports.files import RESULTS
+from cacovid.evaluation.reports.files import RESULTS, TIMES
+from cacovid.evaluation.rows import ROWS
 
-TIMES, ROWS = "times.json", "rows.parquet"
 COLUMNS = ("question", "method", "retention", "reward")  # of rows.parquet, that are read here
 
 
@@ -48,7 +48,6 @@ class Row(_Lenient):
     input_share: float
     mean_share: float
     agreement: float | None = None  # with the full model's own answers
-    compress_ms: float | None = None
     versus: Versus | None = None
 
 

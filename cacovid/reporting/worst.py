@@ -4,12 +4,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cacovid.answering.prompting import lettered
+from cacovid.answering.prompting import lettered, spoken
+from cacovid.evaluation.rows import FULL
 from cacovid.methods.registry import BASELINES, UNTRAINED
 from cacovid.records import VideoQuestion
 from cacovid.reporting.records import Worst
 
-FULL = "all tokens"  # the method of the rows that nothing was compressed for
 MOST = 10
 
 
@@ -44,11 +44,10 @@ def _worst(
     question: str, ours: Sequence[float], others: Sequence[float], full: float | None, item: VideoQuestion | None
 ) -> Worst:
     options = lettered(item.options) if item is not None else []
-    answer = "" if item is None else item.answer
     return Worst(
         id=question,
         text="" if item is None else " ".join([item.question, *options]),
-        expected=next((option for option in options if option.startswith(f"{answer}.")), answer),
+        expected="" if item is None else spoken(options, item.answer),
         right=sum(ours) / len(ours),
         others=sum(others) / len(others) if others else None,
         full=full,

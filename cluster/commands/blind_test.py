@@ -1,7 +1,6 @@
 """``cacovid data blind-test``: drop the questions that need no video."""
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -83,6 +82,6 @@ def _asked(
     from cacovid.evaluation.blind import ask
     from cacovid.models.loading import load_video_llm
 
-    video_llm, queue = load_video_llm(model), iter(items)
-    while part := list(islice(queue, 1)):
-        yield ask(video_llm, part, instruction)
+    video_llm = load_video_llm(model)
+    for item in items:
+        yield ask(video_llm, [item], instruction)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.commands.shared import Frames, Model, Rule, output_folder, policy_folder
+from cacovid.policy_folder import policy_folder
+from cluster.commands.shared import Frames, Model, Rule, free, output_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,7 +33,7 @@ def compress(
     """Answer a question from the compressed and from all video tokens, and draw what was kept."""
     from rich.console import Console
 
-    from cacovid.answering.prompting import lettered
+    from cacovid.answering.prompting import lettered, spoken
     from cacovid.compressor import Compressor
     from cacovid.drawing.sheet import save_image
     from cacovid.errors import UserError
@@ -40,8 +41,7 @@ def compress(
 
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out} is no PNG file: give a name that ends in .png")
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} exists: choose another --out, or add --overwrite")
+    free(out, overwrite)
     if figures is not None:
         output_folder(figures, overwrite)
     selection = None if rule is None else selection_rule(rule)
@@ -50,7 +50,7 @@ def compress(
     clip = compressor(first.video, question, retention, options=option or ())  # again, now that all is warm
     answers = [clip.answer(all_tokens=whole, max_new_tokens=max_new_tokens) for whole in (False, True)]
     options = lettered(clip.options)
-    shown = [_spoken(options, answer) for answer in answers]
+    shown = [spoken(options, answer) for answer in answers]
     kept, total = len(clip.kept), clip.encoded.grid.tokens
     lines = [
         " ".join([question, *options]),
@@ -67,11 +67,6 @@ def compress(
     console.print(_table(clip, shown, first.timings.decode))
     for path in paths:
         console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _spoken(options: list[str], answer: str) -> str:
-    """The lettered option of the answer's letter, or the generated text."""
-    return next((option for option in options if option.startswith(answer)), answer)
 
 
 def _table(clip: "CompressedVideo", answers: list[str], decode_s: float) -> "Table":

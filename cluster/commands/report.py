@@ -10,7 +10,7 @@ import typer
 
 from cacovid.errors import UserError
 from cluster.commands.progress import Progress
-from cluster.commands.shared import Model, labelled_policies
+from cluster.commands.shared import Model, free, labelled_policies
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,8 +40,7 @@ def report(
     """Runs and evaluations as one HTML file: curves, tables, kept tokens, worst questions, configuration."""
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--out {out} is no HTML file: give a name that ends in .html")
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} exists: choose another --out, or add --overwrite")
+    free(out, overwrite)
     given = labelled_policies(policy or [])
     from cacovid.methods.selection import budget
     from cacovid.reporting.page import Report, write_page

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cacovid.errors import UserError
-from cluster.commands.shared import policy_folder
+from cacovid.policy_folder import policy_folder
 
 if TYPE_CHECKING:
     from serving.config import ServiceConfig

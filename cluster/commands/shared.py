@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cacovid.errors import UserError
+from cacovid.policy_folder import policy_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,11 +72,6 @@ def labelled_policies(arguments: list[str]) -> dict[str, Path]:
             raise UserError(f"two policies are called {label!r}: label each as LABEL=DIR")
         folders[label] = policy_folder(Path(folder))
     return folders
-
-
-def policy_folder(path: Path) -> Path:
-    """``path`` itself, or the ``policy`` folder inside it where ``path`` is a whole run."""
-    return path / "policy" if not (path / "policy.json").is_file() and (path / "policy").is_dir() else path
 
 
 def free(out: Path, overwrite: bool) -> None:

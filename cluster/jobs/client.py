@@ -2,11 +2,9 @@
 
 import logging
 import os
-import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 import requests
@@ -14,9 +12,9 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from cacovid.errors import UserError
+from cluster.ray_cluster import check_reachable
 
 HERE = "http://127.0.0.1:8265"  # where a forwarded port and a cluster of this machine answer
-REACH_S = 5.0
 
 
 class JobApi:
@@ -30,7 +28,7 @@ class JobApi:
         for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
             logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
         self.address = address
-        _check_reachable(address)
+        check_reachable(address, "--address http://host:8265, the address of its dashboard", {"http": 80, "https": 443})
         # Ray takes this variable, or RAY_ADDRESS, before the address that it is given.
         os.environ["RAY_API_SERVER_ADDRESS"] = address
         with self._one_line():
@@ -120,24 +118,6 @@ class JobApi:
 def ended(job: JobDetails) -> bool:
     """Whether the job will do nothing more."""
     return bool(JobStatus(job.status).is_terminal())
-
-
-def _check_reachable(address: str) -> None:
-    """Fail within seconds where Ray would wait for minutes."""
-    if address == "auto":
-        return
-    try:
-        parts = urlsplit(address if "://" in address else f"//{address}")
-        default = {"http": 80, "https": 443}.get(parts.scheme)
-        if parts.scheme not in ("", "http", "https", "ray") or parts.hostname is None:
-            raise ValueError("it is no address")
-        if parts.port is None and default is None:
-            raise ValueError("it names no port")
-        socket.create_connection((parts.hostname, parts.port or default), timeout=REACH_S).close()
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"no Ray cluster at {address!r} ({error}): give --address http://host:8265, the address of its dashboard"
-        ) from error
 
 
 def _about_the_token(address: str, error: str) -> str:

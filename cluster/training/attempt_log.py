@@ -30,8 +30,7 @@ class AttemptLog:
 
     def __init__(self, run: RunDirectory, config: TrainConfig, number: int | None = None) -> None:
         """``number`` of the attempt; None: the next one after those whose logs are there."""
-        earlier = (int(path.stem.rpartition("-")[2]) for path in run.logs.glob("attempt-[0-9]*.log"))
-        self.number = 1 + max(earlier, default=0) if number is None else number
+        self.number = 1 + max(run.attempts(), default=0) if number is None else number
         self._run = run
         self._config = config
         self._done: int | None = None  # steps

@@ -209,6 +209,10 @@ class RunDirectory:
         """Where the checkpoint of ``step`` is written before it counts."""
         return self.checkpoints / f"step-{step:06d}.part"
 
+    def attempts(self) -> dict[int, Path]:
+        """The log of each attempt, by its number."""
+        return {int(path.stem.rpartition("-")[2]): path for path in self.logs.glob("attempt-[0-9]*.log")}
+
     def notes(self) -> list[Path]:
         """Which runs of its trackers this one is."""
         return sorted(self.tracking.glob("*.json"))

@@ -8,10 +8,9 @@ from cacovid.config_files import load_config
 from cacovid.errors import UserError
 from cacovid.reporting.records import RunRecord
 from cluster.training.run_directory import RunDirectory
-from cluster.training.run_status import STATUS, Figures, RunStatus
+from cluster.training.run_status import RECENT, Figures, RunStatus
 
 _VERSIONS = re.compile(r" (cacovid \S+ .*?) host \S+ config ")  # in the first line of an attempt's log
-_RECENT = 20  # steps that the newest figures are means of
 
 
 def is_run(folder: Path) -> bool:
@@ -40,7 +39,7 @@ def run_record(folder: Path) -> RunRecord:
         "seed": str(config.run.seed),
         **_newest(rows),
     }
-    if (folder / STATUS).is_file():
+    if run.status.is_file():
         facts["state"] = RunStatus.read(folder).state.value
     versions = _versions(run)
     if versions:
@@ -50,7 +49,7 @@ def run_record(folder: Path) -> RunRecord:
 
 def _newest(rows: list[dict[str, Any]]) -> dict[str, str]:
     try:
-        figures = Figures.of(rows[-_RECENT:])
+        figures = Figures.of(rows[-RECENT:])
     except KeyError:  # a row of another release
         return {}
     if figures is None:
@@ -65,9 +64,9 @@ def _newest(rows: list[dict[str, Any]]) -> dict[str, str]:
 
 def _versions(run: RunDirectory) -> str:
     """Of the newest attempt, from its log; empty if that is not there."""
-    logs = sorted(run.logs.glob("attempt-*.log"), key=lambda path: int(path.stem.rpartition("-")[2]))
-    if not logs:
+    attempts = run.attempts()
+    if not attempts:
         return ""
-    with logs[-1].open(encoding="utf-8", errors="replace") as file:
+    with attempts[max(attempts)].open(encoding="utf-8", errors="replace") as file:
         found = _VERSIONS.search(file.readline())
     return re.sub(r"(commit \w{12})\w*", r"\1", found[1]) if found else ""

@@ -26,7 +26,6 @@ from cluster.training.run_directory import RunDirectory
 if TYPE_CHECKING:
     from actors.pool_state import PoolState  # which imports Ray
 
-STATUS = "status.json"  # in the run's folder
 RECENT = 20  # steps that rates and rewards are means of
 
 
@@ -104,7 +103,7 @@ class RunStatus(BaseModel):
         Raises:
             UserError: There is none, or another program wrote it.
         """
-        path = folder / STATUS
+        path = RunDirectory(folder).status
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -135,7 +134,7 @@ class StatusFile:
     """Keeps status.json of the attempt that this process is, and its copy, up to date. Thread-safe."""
 
     def __init__(self, run: RunDirectory, steps: int, attempt: int, cluster: str | None) -> None:
-        self._paths = [run.folder / STATUS]
+        self._paths = [run.status]
         self._run = run
         self._lock = threading.Lock()
         self._rows: deque[Mapping[str, float]] = deque(maxlen=RECENT)

@@ -45,7 +45,7 @@ def check_same_run(saved: TrainConfig, given: TrainConfig, folder: str | Path) -
     Raises:
         UserError: It would learn something else; each such field is named with both values.
     """
-    before, now = _fields(saved), _fields(given)
+    before, now = saved.by_name(), given.by_name()
     other = [name for name in before if before[name] != now[name] and not may_change(name)]
     if other:
         changes = ", ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in other)
@@ -58,7 +58,3 @@ def check_same_run(saved: TrainConfig, given: TrainConfig, folder: str | Path) -
             f"{folder} holds a run of {saved.run.steps} steps, which cannot become {given.run.steps}: run.steps may "
             "only be raised"
         )
-
-
-def _fields(config: TrainConfig) -> dict[str, object]:
-    return {f"{section}.{name}": value for section, fields in config for name, value in fields}

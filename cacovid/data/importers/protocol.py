@@ -1,5 +1,6 @@
 """What one importer is: which rows it knows, and what question each of them is."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -9,7 +10,7 @@ from cacovid.errors import UserError
 from cacovid.records import VideoQuestion
 
 
-class Importer:
+class Importer(ABC):
     """Base of all importers.
 
     Args:
@@ -55,9 +56,9 @@ class Importer:
         held = row.values.keys()
         return any(held >= set(fields) for fields in self.schemas) and not held & set(self.foreign)
 
+    @abstractmethod
     def convert(self, row: RawRow) -> VideoQuestion:
         """The row as a question of ours; raises Rejected where it is none."""
-        raise NotImplementedError
 
     def video(self, names: Sequence[str]) -> str:
         """The first of ``names`` that is there, else the first: a missing video is found by ``data check``."""

@@ -6,7 +6,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -231,13 +231,3 @@ def sha256(path: Path) -> str:
     """Of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def differences(found: Mapping[str, int], expected: Mapping[str, int]) -> str | None:
-    """The first file that is missing or has another size; None if there is none."""
-    for name, size in expected.items():
-        if name not in found:
-            return f"{name} is missing"
-        if found[name] != size:
-            return f"{name} has {found[name]} bytes of {size}"
-    return None

@@ -114,8 +114,3 @@ class Trackers:
                 tracker.close(ended)
             except TrackingFailed as failure:
                 logger.warning("%s was not told how the run ended: %s", name, failure)
-
-
-def settings(config: TrainConfig) -> dict[str, object]:
-    """Every field as ``section.name``."""
-    return {f"{section}.{name}": value for section, fields in config for name, value in fields}

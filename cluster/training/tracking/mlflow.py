@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from cacovid.atomic import writing
 from cacovid.config import TrainConfig
 from cluster.training.run_directory import RunDirectory
-from cluster.training.tracking.base import Row, TrackingFailed, settings
+from cluster.training.tracking.base import Row, TrackingFailed
 
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 AT_ONCE = 100  # params in one call at most; metrics 1,000
@@ -79,7 +79,7 @@ def _begin(client: MlflowClient, run: RunDirectory, config: TrainConfig) -> str:
         beside = None if config.run.mlflow_uri else (run.folder.absolute() / "mlflow-artifacts").as_uri()
         number = client.create_experiment(project, artifact_location=beside)
     run_id: str = client.create_run(number, run_name=run.name).info.run_id
-    params = [Param(name, str(value)[:LONGEST]) for name, value in settings(config).items()]
+    params = [Param(name, str(value)[:LONGEST]) for name, value in config.by_name().items()]
     for first in range(0, len(params), AT_ONCE):
         client.log_batch(run_id, params=params[first : first + AT_ONCE])
     return run_id

@@ -12,7 +12,7 @@ import wandb
 from cacovid.atomic import writing
 from cacovid.config import TrainConfig
 from cluster.training.run_directory import RunDirectory
-from cluster.training.tracking.base import Row, TrackingFailed, settings
+from cluster.training.tracking.base import Row, TrackingFailed
 
 EXIT_CODE = {"finished": 0, "stopped": 0, "failed": 1}
 
@@ -57,12 +57,12 @@ def open_tracker(run: RunDirectory, config: TrainConfig) -> WandbTracker:
             resume="allow",
             dir=str(run.tracking),
             mode=config.run.wandb_mode,
-            config=settings(config),
+            config=config.by_name(),
             settings=wandb.Settings(console="off", silent=True),
         )
     except wandb.Error as error:
         raise TrackingFailed(str(error).strip().splitlines()[0]) from error
-    there.config.update(settings(config), allow_val_change=True)  # places may have changed
+    there.config.update(config.by_name(), allow_val_change=True)  # places may have changed
     _write(note, known["id"], known["steps"])
     return WandbTracker(there, note, known["steps"])
 
