@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := runs/demo
 
-.PHONY: setup demo test test-slow test-cluster test-cluster-long test-gpu lmms-eval lint bench bench-serve bench-scale bench-data results clean
+.PHONY: setup demo test test-slow test-cluster test-cluster-long test-deploy test-gpu lmms-eval lint bench bench-serve bench-scale bench-data results clean
 
 setup: $(READY)
 
@@ -34,7 +34,10 @@ test-slow: setup
 	$(BIN)/pytest -q -m "slow and not cluster"
 
 test-cluster: setup
-	$(BIN)/pytest -q -m "cluster and not slow" tests --reliability-table docs/reliability.md
+	$(BIN)/pytest -q -m "cluster and not slow and not deploy" tests --reliability-table docs/reliability.md
+
+test-deploy: setup
+	$(BIN)/pytest -q -m deploy tests
 
 test-cluster-long: setup
 	$(BIN)/pytest -q -m "cluster and slow" tests --reliability-table docs/reliability.md

@@ -1,4 +1,4 @@
-"""Memory and time of a large question table: imported, checked, ordered and drawn for training.
+"""Memory and time of a large question table: imported, checked, drawn and trained on.
 
     python -m benchmarks.table_memory [--rows 1000000]
 
@@ -6,20 +6,26 @@ Each stage runs in a process of its own; its peak is the kernel's count of resid
 included.
 """
 
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+import psutil
 import typer
 
 from benchmarks.table import show
 
 VIDEOS = 200  # different files
-STEPS, ITEMS = 1_000, 64  # of training, and questions of each
+STEPS, ITEMS = 1_000, 64  # drawn for training, and questions of each
+TRAINED_STEPS = 3
 ROWS, TABLE = "rows.parquet", "questions.parquet"
 
 
@@ -100,9 +106,35 @@ def draw(rows: int, folder: Path) -> str:
     return f"{len(drawn)} questions in {STEPS} steps; imports alone {before:.0f} MB"
 
 
-def _peak_mb() -> float:
+def train(rows: int, folder: Path) -> Iterator[Used]:
+    """``cacovid train`` with a rollout actor and a learner, until it ends: a row for each of its processes."""
+    options = ("data.train", folder / TABLE), ("run.steps", TRAINED_STEPS), ("actors.count", 1), ("learners.count", 1)
+    command = [sys.executable, "-m", "cluster.commands.main", "train", "--out", str(folder / "run")]
+    started, peaks = time.perf_counter(), dict[str, float]()
+    with subprocess.Popen([*command, *chain(*(("--set", f"{name}={value}") for name, value in options))]) as driver:
+        while driver.poll() is None:
+            for process in (psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)):
+                with suppress(psutil.NoSuchProcess, FileNotFoundError, StopIteration):  # it has ended since
+                    part = _part(process, driver.pid)
+                    peaks[part] = max(_peak_mb(process.pid), peaks.get(part, 0.0))
+            time.sleep(0.5)
+    assert driver.returncode == 0
+    seconds = time.perf_counter() - started
+    for part in ("driver", "actor", "learner"):
+        yield Used(f"train: {part}", f"{TRAINED_STEPS} steps", seconds, peaks[part])
+
+
+def _part(process: psutil.Process, driver: int) -> str:
+    """What a process of a training run is, by the names that Ray gives its workers."""
+    if process.pid == driver:
+        return "driver"
+    title = process.name() + " ".join(process.cmdline())
+    return "actor" if "RolloutEnvRunner" in title else "learner" if "Learner" in title else "ray's own"
+
+
+def _peak_mb(process: int | str = "self") -> float:
     # Not getrusage's: that begins with what the process was forked from.
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
 
 
@@ -119,6 +151,7 @@ def measure(rows: int) -> list[Used]:
         for stage in (write_collection, import_rows, check, draw):
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                 used.append(process.submit(_used, stage, rows, Path(folder)).result())
+        used += train(rows, Path(folder))
     return used
 
 

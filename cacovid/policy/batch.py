@@ -56,7 +56,7 @@ def collate(inputs: Sequence[PolicyInput]) -> PolicyBatch:
     prompt_mask = torch.arange(total)[None, :] < (lengths + grid.tokens)[:, None]
     device = inputs[0].features.device
     return PolicyBatch(
-        features=torch.stack([item.features for item in inputs]),
+        features=_stacked([item.features for item in inputs]),
         text=pad_sequence([item.text for item in inputs], batch_first=True),
         text_mask=text_mask.to(device),
         video_columns=torch.stack([item.video_columns for item in inputs]),
@@ -73,6 +73,11 @@ def group_by_grid(inputs: Sequence[PolicyInput]) -> dict[TokenGrid, list[int]]:
     for index, item in enumerate(inputs):
         groups.setdefault(item.grid, []).append(index)
     return groups
+
+
+def _stacked(rows: Sequence[Tensor]) -> Tensor:
+    """(B, N, D) of B times (N, D); a single clip, up to 90 MB, is not copied."""
+    return rows[0][None] if len(rows) == 1 else torch.stack(list(rows))
 
 
 def _padded_columns(item: PolicyInput, longest: int) -> Tensor:

@@ -56,17 +56,27 @@ class LatePolicy(CompressionPolicy):
         """Logits of every token and frame, computed in float32 whatever the inputs' type."""
         features = batch.features.float()
         x = features - features.mean(dim=1, keepdim=True)
-        parts = [_linear(self.context, x) * CONTEXT_SCALE, self._redundancy(x, batch)]
-        if self.config.question_aware:
-            parts.insert(0, self._similarities(x, batch))
+        context, heads = self._video_projections(x)
+        parts = [context * CONTEXT_SCALE, self._redundancy(x, batch)]
+        if heads is not None:
+            parts.insert(0, self._similarities(heads, batch))
         hidden = F.silu(_linear(self.scorer[0], torch.cat(parts, dim=-1)))
         token_logits = _linear(self.scorer[2], hidden)  # (B, N, 2)
         return PolicyOutput(token_logits, pool_frames(token_logits, batch.grid.frames))
 
-    def _similarities(self, x: Tensor, batch: PolicyBatch) -> Tensor:
+    def _video_projections(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, N, C) linear features and (H, B, N, W) head projections: one product, one reading of the tokens."""
+        if not self.config.question_aware:
+            return _linear(self.context, x), None
+        weight = torch.cat([self.context.weight.float(), self.similarity.weight.float()])
+        bias = F.pad(self.context.bias.float(), (0, self.similarity.out_features))
+        context, heads = F.linear(x, weight, bias).split([self.config.context_width, self.similarity.out_features], -1)
+        return context, self._by_head(heads)
+
+    def _similarities(self, video: Tensor, batch: PolicyBatch) -> Tensor:
         """(B, N, H) soft maximum over the text of cosine + text bias, standardised over the clip's tokens."""
         text = batch.text.float()
-        video, words = self._project(x), self._project(text)  # (H, B, N, W), (H, B, Lt, W)
+        words = self._by_head(_linear(self.similarity, text))  # (H, B, Lt, W)
         bias = _linear(self.text_bias, text).transpose(1, 2) + self._position_bias(batch.text_mask)  # (B, H, Lt)
         bias = bias.masked_fill(~batch.text_mask[:, None, :], -torch.inf).transpose(0, 1) / TEMPERATURE
         # Only the short side is normalised before the product: dividing the video side afterwards saves
@@ -78,11 +88,10 @@ class LatePolicy(CompressionPolicy):
         variance = centred.square().mean(dim=-1, keepdim=True)
         return (centred * torch.rsqrt(variance + VARIANCE_FLOOR)).permute(1, 2, 0)
 
-    def _project(self, rows: Tensor) -> Tensor:
-        """(H, B, rows, W) head projections of (B, rows, D)."""
-        weight: Tensor = self.similarity.weight.float().unflatten(0, (self.config.heads, self.config.width))
-        projected = torch.matmul(rows.flatten(0, 1), weight.transpose(1, 2))
-        return projected.view(projected.shape[0], *rows.shape[:2], -1)
+    def _by_head(self, projected: Tensor) -> Tensor:
+        """(H, B, rows, W) of (B, rows, H * W)."""
+        heads: Tensor = projected.unflatten(-1, (self.config.heads, self.config.width))
+        return heads.permute(2, 0, 1, 3)
 
     def _position_bias(self, text_mask: Tensor) -> Tensor:
         """(B, H, Lt) learned bias by the text position counted from the prompt's end."""
@@ -93,10 +102,12 @@ class LatePolicy(CompressionPolicy):
     @staticmethod
     def _redundancy(x: Tensor, batch: PolicyBatch) -> Tensor:
         """(B, N, 2) cosines to the frame's mean and to the same cell one frame earlier (0 in frame 0)."""
-        unit = F.normalize(x, dim=-1, eps=NORM_FLOOR).unflatten(1, (batch.grid.frames, batch.grid.per_frame))
-        mean = x.unflatten(1, (batch.grid.frames, batch.grid.per_frame)).mean(dim=2)  # (B, T, D)
-        to_mean = (unit @ F.normalize(mean, dim=-1, eps=NORM_FLOOR)[..., None]).squeeze(-1)  # (B, T, S)
-        to_earlier = (unit[:, 1:] * unit[:, :-1]).sum(dim=-1)
+        frames = x.unflatten(1, (batch.grid.frames, batch.grid.per_frame))
+        norms = frames.norm(dim=-1).clamp_min(NORM_FLOOR)  # (B, T, S)
+        mean = F.normalize(frames.mean(dim=2), dim=-1, eps=NORM_FLOOR)  # (B, T, D)
+        # Sums of products without the products: what they would fill is as large as the clip itself.
+        to_mean = torch.einsum("btsd,btd->bts", frames, mean) / norms
+        to_earlier = torch.einsum("btsd,btsd->bts", frames[:, 1:], frames[:, :-1]) / (norms[:, 1:] * norms[:, :-1])
         to_earlier = torch.cat([torch.zeros_like(to_mean[:, :1]), to_earlier], dim=1)
         return torch.stack([to_mean, to_earlier], dim=-1).flatten(1, 2)
 

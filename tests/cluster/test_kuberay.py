@@ -19,6 +19,7 @@ from tests.unit.serving.test_api import messages
 
 pytestmark = [
     pytest.mark.cluster,
+    pytest.mark.deploy,
     pytest.mark.timeout(1200),
     pytest.mark.shows("Kubernetes: every command of cluster/deploy/kuberay, run as written"),
 ]

@@ -17,6 +17,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = [
     pytest.mark.cluster,
+    pytest.mark.deploy,
     pytest.mark.timeout(900),
     pytest.mark.shows("SLURM: submitted, killed and requeued, told to end, cancelled"),
 ]

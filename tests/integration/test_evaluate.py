@@ -55,6 +55,7 @@ def test_any_number_of_actors_gives_the_same_results_to_the_byte(
     assert json.loads(here)["questions"] == 24
     assert results(policy, table, tmp_path / "1", actors=1) == here
     assert results(policy, table, tmp_path / "2", actors=2) == here
+    assert results(policy, table, tmp_path / "8", actors=8) == here
     assert results(policy, table, tmp_path / "elastic", actors=0, max_actors=2) == here
     columns = ["question", "method", "retention", "reward", "answer", "swapped_reward", "mean_share", "awareness"]
     rows = [pq.read_table(tmp_path / name / "rows.parquet", columns=columns) for name in ("0", "2")]

@@ -4,10 +4,12 @@ import pytest
 
 from benchmarks.table_memory import measure
 
+PARTS = "driver", "actor", "learner"
+
 
 @pytest.mark.slow
-def test_a_large_table_is_checked_and_drawn_from_in_little_memory() -> None:
+def test_a_large_table_is_checked_drawn_from_and_trained_on_in_little_memory() -> None:
     used = {each.stage: each for each in measure(50_000)}
-    assert used.keys() == {"write_collection", "import_rows", "check", "draw"}
+    assert used.keys() == {"write_collection", "import_rows", "check", "draw", *(f"train: {part}" for part in PARTS)}
     assert used["check"].done.startswith("50000 questions")
     assert all(each.peak_mb < 1_000 for each in used.values())
