@@ -48,6 +48,7 @@ def results(policy: Path, table: Path, out: Path, **options: object) -> bytes:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_any_number_of_actors_gives_the_same_results_to_the_byte(
     cluster: None, policy: Path, table: Path, tmp_path: Path
 ) -> None:
