@@ -1,6 +1,6 @@
 """What ``cacovid evaluate`` prints of its result; everything is in the reports."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from cacovid.evaluation.result import EvaluationResult, Row
+
+FIGURE = len("100.0")  # seven retentions fit 80 columns so
 
 
 def print_result(result: "EvaluationResult", console: "Console") -> None:
@@ -26,12 +28,12 @@ def print_result(result: "EvaluationResult", console: "Console") -> None:
 
 def _accuracy(result: "EvaluationResult") -> "Table":
     table = _table(
-        result,
         f"{result.model}: accuracy in % on {result.questions} questions, {result.clips} clips "
         f"(all tokens {100 * result.full_accuracy:.1f})",
         "± one standard error, clustered by video",
+        result.retentions,
     )
-    table.add_column("AUC", justify="right")
+    table.add_column("AUC", justify="right", min_width=FIGURE)
 
     def area(method: str) -> str:
         found = result.question_awareness.get(method)
@@ -42,21 +44,26 @@ def _accuracy(result: "EvaluationResult") -> "Table":
 
 
 def _versus(result: "EvaluationResult") -> "Table":
+    """Of the policies; where there is none, of all methods."""
+    from rich.markup import escape
+
     from cacovid.evaluation.reports.markdown import p_value
+    from cacovid.methods.registry import BASELINES
 
-    def show(row: "Row") -> str:
-        versus = row.versus
-        if versus is None:
-            return "-"
-        difference = f"{100 * versus.difference:+.1f} ±{100 * versus.stderr:.1f}"
-        return f"{difference}\n{versus.rival}\np {p_value(max(versus.mcnemar_p, versus.bootstrap_p))}"
-
+    policies = [row for row in result.rows if row.method not in BASELINES]
     table = _table(
-        result,
         "points of accuracy against the best other training-free method",
         "± one standard error, clustered by video; the larger p of McNemar's test and of the bootstrap by video",
     )
-    _fill(table, result, show)
+    table.add_column("tokens", justify="right")
+    table.add_column("points", justify="right")
+    table.add_column("against", overflow="fold")
+    table.add_column("p", justify="right")
+    for row in policies or result.rows:
+        if row.versus is not None:
+            points = f"{100 * row.versus.difference:+.1f} ±{100 * row.versus.stderr:.1f}"
+            p = p_value(max(row.versus.mcnemar_p, row.versus.bootstrap_p))
+            table.add_row(escape(row.method), f"{100 * row.retention:g} %", points, row.versus.rival, p)
     return table
 
 
@@ -65,17 +72,17 @@ def _saved(result: "EvaluationResult") -> "Table":
 
     def show(row: "Row") -> str:
         share = "-" if row.share_of_full is None else f"{100 * row.share_of_full:.0f}"
-        figures = f"{share} / {100 * row.agreement:.0f}\n{100 * row.input_share:.1f} / {100 * row.mean_share:.1f}"
+        figures = f"{share}/{100 * row.agreement:.0f}\n{100 * row.input_share:.1f}/{100 * row.mean_share:.1f}"
         times = result.times_of(row.method, row.retention)
         if times is None or times.first_token_ms is None or times.first_token_with_tower_ms is None:
             return figures
-        return f"{figures}\n{times.first_token_ms:.1f} / {times.first_token_with_tower_ms:.1f}"
+        return f"{figures}\n{times.first_token_ms:.1f}/{times.first_token_with_tower_ms:.1f}"
 
     table = _table(
-        result,
-        "accuracy / equal answers in % of all tokens'; tokens in %: input / average over layers; "
-        "ms to the first token: without / with the tower",
+        "accuracy/equal answers in % of all tokens'; tokens in %: input/average over layers; "
+        "ms to the first token: without/with the tower",
         "compressing, prefill and memory apart: results.md, times.json",
+        result.retentions,
     )
     _fill(table, result, show)
     return table
@@ -89,22 +96,23 @@ def _swapped(result: "EvaluationResult") -> "Table":
         return "-" if each is None else f"{100 * each.accuracy:.1f} ({100 * each.change:+.1f})"
 
     table = _table(
-        result,
         "control: accuracy in % from tokens kept for another question about the clip",
         "in brackets: change against the method's own tokens, on the same questions",
+        result.retentions,
     )
     _fill(table, result, show)
     return table
 
 
-def _table(result: "EvaluationResult", title: str, caption: str) -> "Table":
+def _table(title: str, caption: str, retentions: Sequence[float] = ()) -> "Table":
+    from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), caption=caption)
+    table = Table(title=escape(title), caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True)
-    for retention in result.retentions:
-        table.add_column(f"{100 * retention:g} %", justify="right")
+    for retention in retentions:
+        table.add_column(f"{100 * retention:g} %", justify="right", overflow="fold", min_width=FIGURE)
     return table
 
 
