@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from cacovid.evaluation.result import EvaluationResult, Row
 
-FIGURE = len("100.0")  # seven retentions fit 80 columns so
+FIGURE, PAIR = len("100.0"), len("100/100")  # seven retentions fit 80 columns so
 
 
 def print_result(result: "EvaluationResult", console: "Console") -> None:
@@ -72,20 +72,26 @@ def _saved(result: "EvaluationResult") -> "Table":
 
     def show(row: "Row") -> str:
         share = "-" if row.share_of_full is None else f"{100 * row.share_of_full:.0f}"
-        figures = f"{share}/{100 * row.agreement:.0f}\n{100 * row.input_share:.1f}/{100 * row.mean_share:.1f}"
+        figures = f"{share}/{100 * row.agreement:.0f}\n{_short(100 * row.input_share)}/{_short(100 * row.mean_share)}"
         times = result.times_of(row.method, row.retention)
         if times is None or times.first_token_ms is None or times.first_token_with_tower_ms is None:
             return figures
-        return f"{figures}\n{times.first_token_ms:.1f}/{times.first_token_with_tower_ms:.1f}"
+        return f"{figures}\n{_short(times.first_token_ms)}/{_short(times.first_token_with_tower_ms)}"
 
     table = _table(
         "accuracy/equal answers in % of all tokens'; tokens in %: input/average over layers; "
         "ms to the first token: without/with the tower",
         "compressing, prefill and memory apart: results.md, times.json",
         result.retentions,
+        width=PAIR,
     )
     _fill(table, result, show)
     return table
+
+
+def _short(figure: float) -> str:
+    """Two digits, more before the point: a pair of these takes little room."""
+    return f"{figure:.2g}" if figure < 99.5 else f"{figure:.0f}"
 
 
 def _swapped(result: "EvaluationResult") -> "Table":
@@ -104,7 +110,7 @@ def _swapped(result: "EvaluationResult") -> "Table":
     return table
 
 
-def _table(title: str, caption: str, retentions: Sequence[float] = ()) -> "Table":
+def _table(title: str, caption: str, retentions: Sequence[float] = (), width: int = FIGURE) -> "Table":
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
@@ -112,7 +118,7 @@ def _table(title: str, caption: str, retentions: Sequence[float] = ()) -> "Table
     table = Table(title=escape(title), caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True)
     for retention in retentions:
-        table.add_column(f"{100 * retention:g} %", justify="right", overflow="fold", min_width=FIGURE)
+        table.add_column(f"{100 * retention:g} %", justify="right", overflow="fold", min_width=width)
     return table
 
 
