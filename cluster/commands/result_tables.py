@@ -90,8 +90,8 @@ def _saved(result: "EvaluationResult") -> "Table":
 
 
 def _short(figure: float) -> str:
-    """Two digits, more before the point: a pair of these takes little room."""
-    return f"{figure:.2g}" if figure < 99.5 else f"{figure:.0f}"
+    """No decimals from 10 on: a pair of these takes little room."""
+    return f"{figure:.1f}" if figure < 9.95 else f"{figure:.0f}"
 
 
 def _swapped(result: "EvaluationResult") -> "Table":
@@ -99,12 +99,13 @@ def _swapped(result: "EvaluationResult") -> "Table":
 
     def show(row: "Row") -> str:
         each = found.get((row.method, row.retention))
-        return "-" if each is None else f"{100 * each.accuracy:.1f} ({100 * each.change:+.1f})"
+        return "-" if each is None else f"{100 * each.accuracy:.1f}\n({100 * each.change:+.1f})"
 
     table = _table(
         "control: accuracy in % from tokens kept for another question about the clip",
         "in brackets: change against the method's own tokens, on the same questions",
         result.retentions,
+        width=PAIR,
     )
     _fill(table, result, show)
     return table
@@ -115,7 +116,7 @@ def _table(title: str, caption: str, retentions: Sequence[float] = (), width: in
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=escape(title), caption=caption, box=SIMPLE_HEAD, padding=0)
     table.add_column("method", no_wrap=True)
     for retention in retentions:
         table.add_column(f"{100 * retention:g} %", justify="right", overflow="fold", min_width=width)
