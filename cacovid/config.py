@@ -63,6 +63,11 @@ class PolicyConfig(Section):
     kind: Literal["late", "paper"] = Field(
         "late", description="late interaction (ours) or the paper's decoder layer from the LLM"
     )
+    attention: Literal["full", "causal"] = Field(
+        "full",
+        description="paper: every token sees the whole prompt (its text), or what precedes it alone (its code in "
+        "practice), which hides a question that follows the video",
+    )
     question_aware: bool = Field(True, description="False hides the text from 'late' (ablation)")
     heads: Positive = Field(4, description="late: similarity heads")
     width: Positive = Field(64, description="late: width of a similarity head")
@@ -92,7 +97,7 @@ class SamplingConfig(Section):
     max_frame_prob: Annotated[float, Field(gt=0)] = Field(3.0, description="cap of a frame's probability, times 1/T")
     temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="divides the scores that draws follow")
     explore: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="share of the drawn combinations for which all tokens and frames are alike, whatever the policy"
+        0.0, description="share of the drawn combinations that follow no policy: all tokens and frames are alike"
     )
     explore_until: Fraction = Field(
         1.0, description="share of the run up to which `explore` holds; from there it falls linearly to 0"
@@ -122,7 +127,9 @@ class ObjectiveConfig(Section):
     frame_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="weight of the frame loss")
     credit_scale: float = Field(2.0, description="credit: target of the score is this times the credit")
     score_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="credit: weight of the mean squared score")
-    replay_bytes: Count = Field(2_000_000_000, description="bound of the replay buffer in bytes; 0: no replay (the paper)")
+    replay_bytes: Count = Field(
+        2_000_000_000, description="bound of the replay buffer in bytes; 0: no replay (the paper)"
+    )
     replay_items: Count = Field(3_000, description="bound of the replay buffer in questions")
     replay_updates: Positive = Field(
         4, description="optimiser steps per training step; clipped without replay has one for each inner iteration"
