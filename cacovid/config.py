@@ -115,8 +115,8 @@ class ObjectiveConfig(Section):
     eps_high: Annotated[float, Field(gt=0)] = Field(0.28, description="clipped: upper clip range")
     ratio: Literal["drawing", "current"] = Field(
         "drawing",
-        description="clipped: probabilities are compared with those of the policy that drew (the paper), or with the "
-        "newest one's own: nothing is clipped, and replayed combinations go on teaching",
+        description="clipped: probabilities are compared with those of the policy that drew (the paper; no replay), or "
+        "with the newest one's own: nothing is clipped, and replayed combinations go on teaching",
     )
     uniform_kl: Annotated[float, Field(ge=0)] = Field(
         0.0, description="clipped: weight of the KL to the uniform policy, which keeps the scores small"
@@ -127,14 +127,20 @@ class ObjectiveConfig(Section):
     frame_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="weight of the frame loss")
     credit_scale: float = Field(2.0, description="credit: target of the score is this times the credit")
     score_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="credit: weight of the mean squared score")
-    replay_bytes: Count = Field(
-        2_000_000_000, description="bound of the replay buffer in bytes; 0: no replay (the paper)"
-    )
+    replay_bytes: Count = Field(2_000_000_000, description="bound of the replay buffer in bytes; 0: no replay")
     replay_items: Count = Field(3_000, description="bound of the replay buffer in questions")
     replay_updates: Positive = Field(
-        4, description="optimiser steps per training step; clipped without replay has one for each inner iteration"
+        4, description="optimiser steps per training step; those of ratio='drawing' are the inner iterations"
     )
     replay_batch: Positive = Field(48, description="questions per optimiser step with replay")
+
+    def replays(self) -> bool:
+        """Whether updates draw from a replay buffer."""
+        return self.replay_bytes > 0 and not self.by_drawing_policy()
+
+    def by_drawing_policy(self) -> bool:
+        """Whether the loss reads the logits that a record was drawn by. The weights behind them are soon gone."""
+        return self.kind == "clipped" and self.ratio == "drawing"
 
 
 class OptimizerConfig(Section):
@@ -313,15 +319,11 @@ class TrainConfig(Section):
 
     def updates_per_step(self) -> int:
         """Optimiser steps of one training step."""
-        return self.sampling.inner_iterations if self.memory_grows() else self.objective.replay_updates
+        return self.sampling.inner_iterations if self.objective.by_drawing_policy() else self.objective.replay_updates
 
     def questions_per_update(self) -> int:
         """Questions of one optimiser step: drawn from the replay buffer, or all of the training step."""
-        return self.objective.replay_batch if self.objective.replay_bytes else self.run.items_per_step
-
-    def memory_grows(self) -> bool:
-        """Whether update i of a step learns from the first i inner iterations alone, as in the paper."""
-        return self.objective.kind == "clipped" and not self.objective.replay_bytes
+        return self.objective.replay_batch if self.objective.replays() else self.run.items_per_step
 
     def busy_actors(self) -> int:
         """Most rollout actors that have a task at the same time: those of the steps given out at once."""

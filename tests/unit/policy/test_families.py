@@ -78,7 +78,7 @@ def with_other_text(item: PolicyInput, columns: Tensor) -> PolicyInput:
 
 @torch.no_grad()
 def test_video_logits_depend_on_the_text_that_the_policy_may_see_and_on_no_other(llm: VideoLLM) -> None:
-    """Full attention sees the question behind the video, causal attention what precedes a token, a blind policy none."""
+    """Full attention sees the question behind the video; causal attention does not, and a blind policy no text."""
     item, _ = inputs(llm)
     first, last = int(item.video_columns.min()), int(item.video_columns.max())
     before, after = item.text_columns < first, item.text_columns > last
