@@ -193,7 +193,7 @@ def _rollout_flops(config: TrainConfig, replica: ReplicaPlan, policy: PolicyCost
 
 def _replay_items(config: TrainConfig, replica: ReplicaPlan) -> int:
     objective = config.objective
-    if objective.kind != "credit":
+    if not objective.replays():
         return 0
     return min(objective.replay_items, objective.replay_bytes // replica.item_bytes)
 

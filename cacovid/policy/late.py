@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from cacovid.config import PolicyConfig
 from cacovid.policy.base import CompressionPolicy, PolicyOutput
 from cacovid.policy.batch import PolicyBatch
-from cacovid.policy.decoder_layer import NonCausalLayer
+from cacovid.policy.decoder_layer import FirstLayer
 
 TEMPERATURE = 0.1  # of the soft maximum over text tokens
 CONTEXT_SCALE = 0.5  # brings the linear token feature to the scale of the standardised similarities
@@ -32,7 +32,7 @@ class LatePolicy(CompressionPolicy):
 
     kind = "late"
 
-    def __init__(self, config: PolicyConfig, hidden_size: int, layer: NonCausalLayer | None = None) -> None:
+    def __init__(self, config: PolicyConfig, hidden_size: int, layer: FirstLayer | None = None) -> None:
         del layer  # nothing here comes from the language model
         super().__init__(config, hidden_size)
         if config.question_aware:
