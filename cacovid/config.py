@@ -225,6 +225,19 @@ class EvaluationConfig(Section):
     data: str = Field("embedded", description="Parquet table of questions, or 'embedded': our development clips")
     clips: Positive = Field(50, description="videos to use, the first ones of the table")
     retentions: tuple[Fraction, ...] = Field((0.1, 0.05, 0.02), description="shares of video tokens retained")
+    target_accuracy: Fraction = Field(
+        0.98, description="accuracy, relative to all tokens, until which a run's price is counted in combinations"
+    )
+    target_retention: Fraction = Field(0.05, description="the one of `retentions` at which the target holds")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.every and self.target_retention not in self.retentions:
+            raise ValueError(
+                f"evaluation.target_retention={self.target_retention:g} is none of evaluation.retentions "
+                f"({', '.join(f'{each:g}' for each in self.retentions)}): name one of them"
+            )
+        return self
 
 
 class RunConfig(Section):
