@@ -306,6 +306,10 @@ class TrainConfig(Section):
             return self.objective.replay_updates
         return self.sampling.inner_iterations
 
+    def combinations_per_step(self) -> int:
+        """Combinations that the frozen model answers in one training step."""
+        return self.run.items_per_step * self.sampling.group * self.sampling.inner_iterations
+
     def questions_per_update(self) -> int:
         """Questions of one optimiser step: drawn from the replay buffer, or all of the training step."""
         replays = self.objective.kind == "credit" and self.objective.replay_bytes > 0
