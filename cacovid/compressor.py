@@ -244,7 +244,12 @@ def model_config_for(
     path = metadata.model_path if model is None else model
     if not path:
         raise UserError("the policy does not say which model it was trained with: name it (--model)")
-    return ModelConfig(path=path, num_frames=num_frames or metadata.num_frames, positions=metadata.positions)
+    return ModelConfig(
+        path=path,
+        num_frames=num_frames or metadata.num_frames,
+        positions=metadata.positions,
+        trained_length=metadata.trained_length,
+    )
 
 
 def _check_frames(num_frames: int | None) -> None:

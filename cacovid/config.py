@@ -10,7 +10,8 @@ from cacovid.limits import MAX_FRAMES, MAX_PIXELS
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
-Positions = Literal["original", "contiguous"]
+Numbering = Literal["original", "contiguous"]
+Positions = Literal["auto", "original", "contiguous"]
 Frames = Annotated[int, Field(ge=1, le=MAX_FRAMES)]
 
 
@@ -27,7 +28,14 @@ class ModelConfig(Section):
     revision: str | None = Field(None, description="hub revision to pin; None takes the default branch")
     num_frames: Frames = Field(8, description="frames sampled evenly from each video")
     positions: Positions = Field(
-        "original", description="position ids of retained tokens: kept (the paper's) or renumbered"
+        "auto",
+        description="position ids of retained tokens: original (the paper's), contiguous (renumbered), or auto: "
+        "contiguous where the original ones leave trained_length",
+    )
+    trained_length: Positive | None = Field(
+        None,
+        description="positions that the model was trained on; None takes its configuration's max_position_embeddings, "
+        "320 for 'embedded'",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="weights' type; auto is bfloat16 on a GPU that has it, else float32"

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from cacovid.config import ModelConfig, Positions
+from cacovid.config import ModelConfig, Numbering, Positions
 from cacovid.errors import BadItem, UserError
+from cacovid.limits import EMBEDDED_LENGTH
 from cacovid.models.encoded import Encoded, VideoFeatures, joint_grid
 from cacovid.models.fingerprint import model_fingerprint, stable_json, text_digest
 from cacovid.models.listening import listening
@@ -278,19 +279,41 @@ class VideoLLM(ABC):
 
     # Answering from a part of the video -----------------------------------------------------------
 
+    @property
+    def trained_length(self) -> int:
+        """Positions that the model was trained on, as far as its configuration or ours says."""
+        if self.config.trained_length is not None:
+            return self.config.trained_length
+        if self.config.path == "embedded":  # its architecture would take more than it has ever seen
+            return EMBEDDED_LENGTH
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+    def numbering(self, encoded: Encoded, positions: Positions | None = None) -> Numbering:
+        """How retained tokens of ``encoded`` are numbered: what ``auto`` comes to, the others as they are.
+
+        Args:
+            positions: None takes the configuration's.
+        """
+        wanted = positions or self.config.positions
+        if wanted != "auto":
+            return wanted
+        rows = encoded.policy_input().position_ids
+        reached = int(rows.max()) + 1 if rows.numel() else 0
+        return "contiguous" if reached > self.trained_length else "original"
+
     def pack(self, encoded: Encoded, keep: Tensor, positions: Positions | None = None) -> dict[str, Any]:
         """Arguments for ``model(...)`` and ``model.generate(...)`` with the video tokens ``keep`` alone.
 
         Args:
             keep: (B, k) int64 ascending indices into the N video tokens. Text and pinned columns stay.
-            positions: ``original`` position ids or ``contiguous`` ones; None takes the configuration's.
+            positions: As ``config.positions``; None takes that.
         """
         columns = kept_columns(encoded, keep)
         # Without a mask, gaps in the position ids would be read as the borders of packed sequences.
         kwargs: dict[str, Any] = {
             "input_ids": encoded.input_ids[columns],
             "attention_mask": torch.ones_like(columns),
-            "position_ids": packed_positions(encoded, columns, positions or self.config.positions),
+            "position_ids": packed_positions(encoded, columns, self.numbering(encoded, positions)),
         }
         rows = injected_rows(encoded, keep)
         if rows.shape[1]:
@@ -337,7 +360,7 @@ class VideoLLM(ABC):
         the mask says, but never a batch: there a lone row is given twice. M-RoPE has no gaps in its text row.
         """
         size = max(1, self.config.max_batch_tokens // (encoded.text_length + keep.shape[1] + new))
-        gaps = self.config.positions == "original" and encoded.position_ids.shape[0] == 1
+        gaps = self.numbering(encoded) == "original" and encoded.position_ids.shape[0] == 1
         twice = gaps and self.config.attention == "flash_attention_2"
         for rows in keep.split(size):
             lone = twice and rows.shape[0] == 1

@@ -7,7 +7,7 @@ Lt text columns, S = Lt + k columns of the compressed prompt, P position rows, D
 import torch
 from torch import Tensor
 
-from cacovid.config import Positions
+from cacovid.config import Numbering
 from cacovid.models.encoded import Encoded
 
 
@@ -28,7 +28,7 @@ def injected_rows(encoded: Encoded, keep: Tensor) -> Tensor:
     return rows.take_along_dim(columns.argsort(dim=1).unsqueeze(-1), dim=1)
 
 
-def packed_positions(encoded: Encoded, columns: Tensor, positions: Positions) -> Tensor:
+def packed_positions(encoded: Encoded, columns: Tensor, positions: Numbering) -> Tensor:
     """Position ids of the compressed prompt: (B, S), or (4, B, S) for M-RoPE.
 
     ``original`` keeps every column's own position (the paper's choice); ``contiguous`` renumbers
