@@ -33,7 +33,7 @@ from cacovid.models.encoded import Encoded, VideoFeatures, joint_grid
 from cacovid.models.fingerprint import model_fingerprint, stable_json, text_digest
 from cacovid.models.listening import listening
 from cacovid.models.options import option_token_ids
-from cacovid.models.packing import injected_rows, kept_columns, packed_positions
+from cacovid.models.packing import injected_rows, kept_columns, packed_positions, rows_of
 from cacovid.models.tower_attention import Recorder, TowerAttention, pooled_blocks
 from cacovid.records import TokenGrid
 
@@ -115,6 +115,14 @@ class VideoLLM(ABC):
     def _injection(self, rows: Tensor, deepstack: tuple[Tensor, ...]) -> BaseModelOutputWithPooling:
         """The model's own output type around ``rows`` (B, R, D) and the deepstack levels, each (B, R, D)."""
         return BaseModelOutputWithPooling(pooler_output=rows)
+
+    def joined(self, chunks: Sequence[VideoFeatures]) -> VideoFeatures:
+        """The whole clip's grid, placeholder and pinned rows from those of its ``chunks``; of their rows none.
+
+        Raises:
+            UserError: The family's tower or processor looks at all frames together.
+        """
+        raise UserError(f"models of type {self.kind} read a clip as a whole: leave chunks out")
 
     def _video_kwargs(self) -> dict[str, Any]:
         """Further arguments for the family's video processor."""
@@ -261,19 +269,19 @@ class VideoLLM(ABC):
         text_columns = is_text.nonzero().squeeze(1)
         empty = torch.zeros(0, self.hidden_size, device=self.device, dtype=self.dtype)
         pinned = torch.cat([clip.pinned for clip in clips] or [empty])
-        embeds = self.model.get_input_embeddings()(input_ids)
-        embeds = embeds.index_copy(0, pinned_columns, pinned)
+        embeds = self.model.get_input_embeddings()(input_ids[text_columns])
+        embeds = embeds.index_copy(0, torch.searchsorted(text_columns, pinned_columns), pinned)
         return Encoded(
             input_ids=input_ids,
             position_ids=self._positions(input_ids, clips),
             grid=joint_grid([clip.grid for clip in clips]),
-            features=torch.cat([clip.features for clip in clips] or [empty]),
+            features=_joined([clip.features for clip in clips] or [empty]),
             video_columns=video_columns,
             text_columns=text_columns,
-            text_embeds=embeds[text_columns],
+            text_embeds=embeds,
             pinned=pinned,
             pinned_columns=pinned_columns,
-            deepstack=tuple(torch.cat(level) for level in zip(*(clip.deepstack for clip in clips), strict=True)),
+            deepstack=tuple(_joined(level) for level in zip(*(clip.deepstack for clip in clips), strict=True)),
             tower=_joint_tower([clip.tower for clip in clips]),
         )
 
@@ -317,7 +325,7 @@ class VideoLLM(ABC):
         }
         rows = injected_rows(encoded, keep)
         if rows.shape[1]:
-            levels = tuple(level[keep] for level in encoded.deepstack)
+            levels = tuple(rows_of(level, keep) for level in encoded.deepstack)
             kwargs["mm_encoder_outputs"] = {self.modality: self._injection(rows, levels)}
         return kwargs
 
@@ -386,6 +394,11 @@ class VideoLLM(ABC):
             prompt = self._render([{"role": "user", "content": [{"type": "text", "text": "?"}]}])
             self._option_tokens[key] = option_token_ids(self.processor.tokenizer, prompt, key)
         return self._option_tokens[key]
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """The rows of all parts; one alone is not copied, for it may be a file."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _joint_tower(clips: list[TowerAttention | None]) -> TowerAttention | None:

@@ -19,13 +19,18 @@ def kept_columns(encoded: Encoded, keep: Tensor) -> Tensor:
 
 def injected_rows(encoded: Encoded, keep: Tensor) -> Tensor:
     """(B, R, D) rows for the remaining placeholder columns: retained tokens and pinned rows, in prompt order."""
-    rows = encoded.features[keep]
+    rows = rows_of(encoded.features, keep)
     if encoded.pinned.shape[0] == 0:
         return rows
     batch = keep.shape[0]
     columns = torch.cat([encoded.video_columns[keep], encoded.pinned_columns.expand(batch, -1)], dim=1)
     rows = torch.cat([rows, encoded.pinned.expand(batch, -1, -1)], dim=1)
     return rows.take_along_dim(columns.argsort(dim=1).unsqueeze(-1), dim=1)
+
+
+def rows_of(tokens: Tensor, keep: Tensor) -> Tensor:
+    """(B, k, D) rows of ``tokens`` (N, D) on the device of ``keep``: long videos' stay on the CPU."""
+    return tokens[keep.to(tokens.device)].to(keep.device)
 
 
 def packed_positions(encoded: Encoded, columns: Tensor, positions: Numbering) -> Tensor:
