@@ -90,9 +90,7 @@ class LatePolicy(CompressionPolicy):
 
     def _score(self, pooled: Tensor, own: Tensor) -> Tensor:
         """(B, N, 2) logits from the parts of all tokens, the similarities standardised over the clip."""
-        centred = pooled - pooled.mean(dim=1, keepdim=True)
-        variance = centred.square().mean(dim=1, keepdim=True)
-        parts = torch.cat([centred * torch.rsqrt(variance + VARIANCE_FLOOR), own], dim=-1)
+        parts = torch.cat([standardised(pooled), own], dim=-1)
         return _linear(self.scorer[2], F.silu(_linear(self.scorer[0], parts)))
 
     def _similarities(self, x: Tensor, batch: PolicyBatch) -> Tensor:
@@ -133,6 +131,13 @@ class LatePolicy(CompressionPolicy):
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Everything is a head: nothing comes from the language model."""
         return list(self.parameters()), []
+
+
+def standardised(similarities: Tensor) -> Tensor:
+    """(B, N, H) of mean 0 and variance 1 over the clip's tokens."""
+    centred = similarities - similarities.mean(dim=1, keepdim=True)
+    variance = centred.square().mean(dim=1, keepdim=True)
+    return centred * torch.rsqrt(variance + VARIANCE_FLOOR)
 
 
 def pool_frames(token_logits: Tensor, frames: int) -> Tensor:
