@@ -113,8 +113,6 @@ def main(
     for name, clutter in CLUTTERS.items():
         rows = [row(length, measure(compressor, seeds, length, clutter, retentions), retentions) for length in lengths]
         title = f"{name} clutter: accuracy in % on {2 * clips} questions a row, {split} clips from seed {seeds[0]} on"
-            f"{name} clutter: accuracy in %, {split} clips, {2 * clips} questions a row, seed of the first {seeds[0]}"
-        )
         show(title, ("frames", "tokens", ALL, *columns, "AUC"), rows)
 
 
