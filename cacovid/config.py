@@ -107,6 +107,11 @@ class ObjectiveConfig(Section):
     kind: Literal["credit", "clipped"] = Field(
         "credit", description="credit regression with replay (ours) or the paper's clipped objective"
     )
+    reward: Literal["answer", "probability"] = Field(
+        "answer",
+        description="what a combination earns: its answer's reward, or the right option's probability (where there are "
+        "options)",
+    )
     eps_low: Fraction = Field(0.2, description="clipped: lower clip range")
     eps_high: Annotated[float, Field(gt=0)] = Field(0.28, description="clipped: upper clip range")
     uniform_kl: Annotated[float, Field(ge=0)] = Field(

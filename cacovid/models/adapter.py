@@ -246,7 +246,8 @@ class VideoLLM(ABC):
             )
         text = parts[0] + "".join(clip.placeholder + part for clip, part in zip(clips, parts[1:], strict=True))
         begins = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-        ids = tokenizer(text, add_special_tokens=not begins)["input_ids"]
+        # Its warning about long texts would speak of columns that compression drops.
+        ids = tokenizer(text, add_special_tokens=not begins, verbose=False)["input_ids"]
         return torch.tensor(ids, dtype=torch.long, device=self.device)
 
     def _render(self, messages: Sequence[Message]) -> str:
