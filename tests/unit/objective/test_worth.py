@@ -27,7 +27,7 @@ def loss_of(record: RolloutRecord, config: ObjectiveConfig) -> tuple[float, torc
     result = batch_loss(PolicyOutput(tokens, record.old_frame_logits[None].double()), [record], 3, config)
     result.loss.backward()
     assert tokens.grad is not None
-    return float(result.loss), tokens.grad
+    return float(result.loss.detach()), tokens.grad
 
 
 @pytest.mark.parametrize("kind", ["credit", "clipped"])
