@@ -272,9 +272,11 @@ class VideoLLM(ABC):
         pinned = torch.cat([clip.pinned for clip in clips] or [empty])
         embeds = self.model.get_input_embeddings()(input_ids[text_columns])
         embeds = embeds.index_copy(0, torch.searchsorted(text_columns, pinned_columns), pinned)
+        position_ids = self._positions(input_ids, clips)
+        seen = position_ids if position_ids.shape[0] == 1 else position_ids[1:]  # M-RoPE's first row counts columns
         return Encoded(
             input_ids=input_ids,
-            position_ids=self._positions(input_ids, clips),
+            position_ids=position_ids,
             grid=joint_grid([clip.grid for clip in clips]),
             features=_joined([clip.features for clip in clips] or [empty]),
             video_columns=video_columns,
@@ -282,6 +284,7 @@ class VideoLLM(ABC):
             text_embeds=embeds,
             pinned=pinned,
             pinned_columns=pinned_columns,
+            reach=int(seen.max()) + 1 if seen.numel() else 0,
             deepstack=tuple(_joined(level) for level in zip(*(clip.deepstack for clip in clips), strict=True)),
             tower=_joint_tower([clip.tower for clip in clips]),
         )
@@ -306,9 +309,7 @@ class VideoLLM(ABC):
         wanted = positions or self.config.positions
         if wanted != "auto":
             return wanted
-        rows = encoded.policy_input().position_ids
-        reached = int(rows.max()) + 1 if rows.numel() else 0
-        return "contiguous" if reached > self.trained_length else "original"
+        return "contiguous" if encoded.reach > self.trained_length else "original"
 
     def pack(self, encoded: Encoded, keep: Tensor, positions: Positions | None = None) -> dict[str, Any]:
         """Arguments for ``model(...)`` and ``model.generate(...)`` with the video tokens ``keep`` alone.

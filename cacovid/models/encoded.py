@@ -100,6 +100,7 @@ class Encoded:
     text_embeds: Tensor  # (Lt, D) raw embeddings; pinned columns hold their pinned row
     pinned: Tensor  # (M, D)
     pinned_columns: Tensor  # (M,) int64 ascending
+    reach: int  # all position ids that the layers see lie below
     deepstack: tuple[Tensor, ...] = ()  # each (N, D)
     tower: TowerAttention | None = None  # of all clips; None where any of them lacks it
 

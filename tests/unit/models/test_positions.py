@@ -56,8 +56,8 @@ def test_the_trained_length_counts_the_positions_that_the_layers_see(kind: str, 
     subject = tiny_subject(kind, tmp_path)
     llm = subject.llm
     assert llm.trained_length == llm.model.config.get_text_config().max_position_embeddings
-    rows = subject.encoded.policy_input().position_ids
-    reached = int(rows.max()) + 1
+    reached = subject.encoded.reach
+    assert reached == int(subject.encoded.policy_input().position_ids.max()) + 1
     assert (reached < subject.encoded.length) == (kind == "qwen2_5_vl")
     for length, expected in ((reached, "original"), (reached - 1, "contiguous")):
         llm.config = llm.config.model_copy(update={"trained_length": length, "positions": "auto"})
