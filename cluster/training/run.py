@@ -52,7 +52,7 @@ class TrainingOutcome:
     finished_steps: int
     interrupted: bool
     last_row: dict[str, float]
-    price: Price | None  # None where nothing was evaluated
+    price: Price | None = None  # None where nothing was evaluated
 
 
 def train(
