@@ -61,6 +61,7 @@ def made_case(grid: TokenGrid, width: int, device: str) -> EvaluationCase:
         text_embeds=torch.randn(TEXT, width, generator=draw).to(device),
         pinned=torch.zeros(0, width, device=device),
         pinned_columns=torch.zeros(0, dtype=torch.long, device=device),
+        reach=length,
         tower=TowerAttention(received.to(device), keys.to(device)),
     )
     item = VideoQuestion("q", "v.mp4", "what is it?", (), "", "free-form", "made", evidence=tuple(range(40)))

@@ -20,18 +20,21 @@ from torch import Tensor
 
 from cacovid.answering.prompting import format_prompt, option_letters
 from cacovid.config import ModelConfig, SelectionConfig
-from cacovid.data.video import DecodedVideo, read_frames
+from cacovid.data.video import DecodedVideo, read_frames, read_in_chunks, read_some
 from cacovid.drawing.kept import draw_kept_tokens
 from cacovid.drawing.scores import ScoredClip, draw_frame_scores, draw_token_scores
 from cacovid.errors import UserError
 from cacovid.limits import MAX_FRAMES
-from cacovid.methods.selection import budget, select_tokens
+from cacovid.methods.selection import budget, select_tokens, top_tokens
 from cacovid.models.adapter import VideoLLM
+from cacovid.models.chunks import watch_in_chunks
 from cacovid.models.encoded import Encoded
 from cacovid.models.loading import load_video_llm
 from cacovid.policy.base import CompressionPolicy
 from cacovid.policy.files import PolicyMetadata
 from cacovid.records import ProblemType, VideoQuestion
+
+SHOWN = 32  # frames held of a clip that was read in chunks
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class CompressedVideo:
     frame_scores: Tensor  # (T,) float32
     timings: Timings
     video_llm: VideoLLM
+    shown: Tensor | None = None  # (F,) int64 frames that `video` holds, of a clip read in chunks; None: all
 
     @property
     def whole(self) -> Tensor:
@@ -103,21 +107,25 @@ class CompressedVideo:
 
     def draw(self, lines: Sequence[str] = ()) -> Image:
         """The retained tokens over the frames, with ``lines`` of text above."""
-        return draw_kept_tokens(
-            self.video.frames, self.encoded.grid, self.kept, timestamps=self.video.timestamps, lines=lines
-        )
+        seen = self._scored()
+        return draw_kept_tokens(seen.frames, seen.grid, seen.kept, timestamps=seen.timestamps, lines=lines)
 
     def draw_scores(self, title: str = "") -> dict[str, Image]:
         """What the policy saw: 'frame-scores' along time, and 'token-scores' as a heat map over the frames."""
-        scored = ScoredClip(
-            self.video.frames,
-            self.video.timestamps,
-            self.encoded.grid,
-            self.token_scores,
-            self.frame_scores,
-            self.kept,
-        )
+        scored = self._scored()
         return {"frame-scores": draw_frame_scores(scored, title), "token-scores": draw_token_scores(scored, title)}
+
+    def _scored(self) -> ScoredClip:
+        """What there is to draw: all frames, or those that are held."""
+        frames, times, grid = self.video.frames, self.video.timestamps, self.encoded.grid
+        if self.shown is None:
+            return ScoredClip(frames, times, grid, self.token_scores, self.frame_scores, self.kept)
+        place = torch.full((grid.frames,), -1).index_copy(0, self.shown, torch.arange(len(self.shown)))
+        frame = place[self.kept // grid.per_frame]
+        kept = (frame * grid.per_frame + self.kept % grid.per_frame)[frame >= 0]
+        scores = self.token_scores.unflatten(0, (grid.frames, grid.per_frame))[self.shown].flatten()
+        part = grid._replace(frames=len(self.shown))
+        return ScoredClip(frames, times, part, scores, self.frame_scores[self.shown], kept)
 
     def _keep(self, all_tokens: bool) -> Tensor:
         """(1, k) or (1, N) indices on the model's device."""
@@ -176,6 +184,7 @@ class Compressor:
         *,
         options: Sequence[str] = (),
         num_frames: int | None = None,
+        chunk_frames: int | None = None,
     ) -> CompressedVideo:
         """Read the video and retain ``max(1, floor(retention * N))`` of its tokens for ``question``.
 
@@ -185,15 +194,20 @@ class Compressor:
             retention: share of video tokens to keep, in (0, 1].
             options: option texts without letters, for multiple choice.
             num_frames: frames to sample from a file; None takes the model configuration's.
+            chunk_frames: for a long video in a file: read, encode and score so many frames at a time, with the memory
+                of these and the same result but for the last digits. The clip then holds the frames of which most
+                is kept, at most ``SHOWN``. None: all at once.
 
         Raises:
             BadItem: the video cannot be read.
-            UserError: an empty question or option, a single option, a ratio outside (0, 1], frames outside
-                1 to ``MAX_FRAMES``.
+            UserError: chunks of decoded frames, or for a model or policy that reads a clip as a whole; an empty
+                question or option, a single option, a ratio outside (0, 1], frames outside 1 to ``MAX_FRAMES``.
         """
         budget(retention, 1)  # refuses a bad ratio before any work
         _check_frames(num_frames)
         prompt = self._prompt(question, tuple(options))
+        if chunk_frames is not None:
+            return self._in_chunks(video, question, tuple(options), prompt, retention, num_frames, chunk_frames)
         started = time.perf_counter()
         if isinstance(video, DecodedVideo):
             decoded, decode_s = video, 0.0
@@ -220,6 +234,43 @@ class Compressor:
             video_llm=self.video_llm,
         )
 
+    def _in_chunks(
+        self,
+        video: str | os.PathLike[str] | DecodedVideo,
+        question: str,
+        options: tuple[str, ...],
+        prompt: str,
+        retention: float,
+        num_frames: int | None,
+        chunk: int,
+    ) -> CompressedVideo:
+        if isinstance(video, DecodedVideo) or chunk < 1:
+            raise UserError(f"chunk_frames is {chunk}: give 1 or more, and the video as a file")
+        llm, wanted = self.video_llm, num_frames or self.video_llm.config.num_frames
+        started = _now(llm.device)
+        parts, fps = read_in_chunks(video, wanted, chunk)
+        encoded = llm.encode(watch_in_chunks(llm, (part.frames for part in parts), fps=fps), prompt)
+        encoded_at = _now(llm.device)
+        steps = max(1, chunk * encoded.grid.frames // wanted)
+        output = self.policy.logits_in_chunks(encoded.policy_input(), steps)
+        token_scores, frame_scores = output.token_scores[0].float().cpu(), output.frame_scores[0].float().cpu()
+        kept = select_tokens(token_scores, frame_scores, encoded.grid, retention, self.selection)
+        scored_at = _now(llm.device)
+        counts = torch.bincount(kept // encoded.grid.per_frame, minlength=encoded.grid.frames)
+        shown = top_tokens(counts.double(), min(SHOWN, encoded.grid.frames))
+        return CompressedVideo(
+            video=read_some(video, wanted, (shown * wanted // encoded.grid.frames).tolist()),
+            question=question,
+            options=options,
+            encoded=encoded,
+            kept=kept,
+            token_scores=token_scores,
+            frame_scores=frame_scores,
+            timings=Timings(0.0, encoded_at - started, scored_at - encoded_at),
+            video_llm=llm,
+            shown=shown,
+        )
+
     def _prompt(self, question: str, options: tuple[str, ...]) -> str:
         if not question.strip():
             raise UserError("the question is empty: ask something about the video")
@@ -244,7 +295,12 @@ def model_config_for(
     path = metadata.model_path if model is None else model
     if not path:
         raise UserError("the policy does not say which model it was trained with: name it (--model)")
-    return ModelConfig(path=path, num_frames=num_frames or metadata.num_frames, positions=metadata.positions)
+    return ModelConfig(
+        path=path,
+        num_frames=num_frames or metadata.num_frames,
+        positions=metadata.positions,
+        trained_length=metadata.trained_length,
+    )
 
 
 def _check_frames(num_frames: int | None) -> None:

@@ -10,7 +10,8 @@ from cacovid.limits import MAX_FRAMES, MAX_PIXELS
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
-Positions = Literal["original", "contiguous"]
+Numbering = Literal["original", "contiguous"]
+Positions = Literal["auto", "original", "contiguous"]
 Frames = Annotated[int, Field(ge=1, le=MAX_FRAMES)]
 
 
@@ -27,7 +28,14 @@ class ModelConfig(Section):
     revision: str | None = Field(None, description="hub revision to pin; None takes the default branch")
     num_frames: Frames = Field(8, description="frames sampled evenly from each video")
     positions: Positions = Field(
-        "original", description="position ids of retained tokens: kept (the paper's) or renumbered"
+        "auto",
+        description="position ids of retained tokens: original (the paper's), contiguous (renumbered), or auto: "
+        "contiguous where the original ones leave trained_length",
+    )
+    trained_length: Positive | None = Field(
+        None,
+        description="positions that the model was trained on; None takes its configuration's max_position_embeddings, "
+        "320 for 'embedded'",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="weights' type; auto is bfloat16 on a GPU that has it, else float32"
@@ -110,6 +118,11 @@ class ObjectiveConfig(Section):
 
     kind: Literal["credit", "clipped"] = Field(
         "credit", description="credit regression with replay (ours) or the paper's clipped objective"
+    )
+    reward: Literal["answer", "probability"] = Field(
+        "answer",
+        description="what a combination earns: its answer's reward, or the right option's probability (where there are "
+        "options)",
     )
     eps_low: Fraction = Field(0.2, description="clipped: lower clip range")
     eps_high: Annotated[float, Field(gt=0)] = Field(0.28, description="clipped: upper clip range")
@@ -255,6 +268,19 @@ class EvaluationConfig(Section):
     data: str = Field("embedded", description="Parquet table of questions, or 'embedded': our development clips")
     clips: Positive = Field(50, description="videos to use, the first ones of the table")
     retentions: tuple[Fraction, ...] = Field((0.1, 0.05, 0.02), description="shares of video tokens retained")
+    target_accuracy: Fraction = Field(
+        0.98, description="accuracy, relative to all tokens, until which a run's price is counted in combinations"
+    )
+    target_retention: Fraction = Field(0.05, description="the one of `retentions` at which the target holds")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.every and self.target_retention not in self.retentions:
+            raise ValueError(
+                f"evaluation.target_retention={self.target_retention:g} is none of evaluation.retentions "
+                f"({', '.join(f'{each:g}' for each in self.retentions)}): name one of them"
+            )
+        return self
 
 
 class RunConfig(Section):
@@ -320,6 +346,10 @@ class TrainConfig(Section):
     def updates_per_step(self) -> int:
         """Optimiser steps of one training step."""
         return self.sampling.inner_iterations if self.objective.by_drawing_policy() else self.objective.replay_updates
+
+    def combinations_per_step(self) -> int:
+        """Combinations that the frozen model answers in one training step."""
+        return self.run.items_per_step * self.sampling.group * self.sampling.inner_iterations
 
     def questions_per_update(self) -> int:
         """Questions of one optimiser step: drawn from the replay buffer, or all of the training step."""

@@ -6,6 +6,7 @@ Shape legend: n sampled frames.
 """
 
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +71,36 @@ def read_frames(
     frames = source.pictures(wanted)
     seconds = tuple(watched.seconds(tick) for tick in wanted)
     return DecodedVideo(frames, seconds, watched.duration_s, len(wanted) / watched.duration_s)
+
+
+def read_in_chunks(
+    path: str | os.PathLike[str], num_frames: int, chunk: int, max_pixels: int = MAX_PIXELS
+) -> tuple[Iterator[DecodedVideo], float]:
+    """The frames of :func:`read_frames`, ``chunk`` at a time, with the memory of one chunk; and their rate.
+
+    Raises:
+        BadItem: As :func:`read_frames`; of a frame, when its chunk comes.
+    """
+    source = _open(path, max_pixels)
+    wanted = source.timeline.spread(num_frames)
+    return _chunks(source, wanted, chunk), len(wanted) / source.timeline.duration_s
+
+
+def _chunks(source: Source, wanted: list[int], chunk: int) -> Iterator[DecodedVideo]:
+    timeline = source.timeline
+    for start in range(0, len(wanted), chunk):
+        ticks = wanted[start : start + chunk]
+        seconds = tuple(timeline.seconds(tick) for tick in ticks)
+        yield DecodedVideo(source.pictures(ticks), seconds, timeline.duration_s, len(wanted) / timeline.duration_s)
+
+
+def read_some(
+    path: str | os.PathLike[str], num_frames: int, chosen: Sequence[int], max_pixels: int = MAX_PIXELS
+) -> DecodedVideo:
+    """The ``chosen`` ones, ascending, of the frames of :func:`read_frames`. Raises :class:`BadItem` as that."""
+    source = _open(path, max_pixels)
+    wanted = source.timeline.spread(num_frames)
+    return next(_chunks(source, [wanted[place] for place in chosen], len(chosen)))
 
 
 def probe_video(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> VideoInfo:

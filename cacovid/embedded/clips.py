@@ -1,6 +1,6 @@
 """Clips whose every object and piece of clutter is known: drawn from one seed, aligned to cells.
 
-Shape legend: T = 8 frames, cells S = 36 a frame (6 x 6 of 16 px), so N = 288 video tokens.
+Shape legend: T frames, 8 unless told, cells S = 36 a frame (6 x 6 of 16 px), so N = 288 video tokens.
 """
 
 from dataclasses import dataclass
@@ -30,6 +30,19 @@ _COLOUR_NOISE = 12
 _SHADE = 0.4  # a clutter tile's second tone, as a share of its first
 
 Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Clutter:
+    """What fills the cells beside the objects."""
+
+    glyph_seed: int = glyphs.GLYPH_SEED  # seed of the 32 patterns
+    colours: tuple[tuple[int, int, int], ...] = glyphs.CLUTTER_COLOURS  # ten
+    filled: int = FILLED  # occupied cells of each frame, objects included
+
+
+SEEN: Final = Clutter()  # by the model and by policies trained on the embedded clips
+UNSEEN: Final = Clutter(glyphs.UNSEEN_GLYPH_SEED, glyphs.UNSEEN_COLOURS, CELLS * 2 // 3)
 
 
 @dataclass(frozen=True)
@@ -63,16 +76,21 @@ class Clip:
 
     def owners(self) -> Integers:
         """(N,) index of the object that each video token shows, -1 for none."""
-        owner = np.full(GRID.tokens, -1, dtype=np.int64)
+        owner = np.full(self.kinds.size, -1, dtype=np.int64)
         for index, scene_object in enumerate(self.objects):
             owner[list(scene_object.tokens)] = index
         return owner
 
 
-def draw_clip(seed: int) -> Clip:
-    """The clip of a seed; the same on every machine."""
+def draw_clip(seed: int, frames: int = FRAMES, clutter: Clutter = SEEN) -> Clip:
+    """The clip of a seed; the same on every machine.
+
+    Args:
+        frames: T, at least 8. Objects of a longer clip are visible no longer, so each is harder to find.
+        clutter: what lies around them.
+    """
     random = np.random.default_rng(derive_seed("embedded clip", seed))
-    taken = np.zeros((FRAMES, CELLS), dtype=bool)
+    taken = np.zeros((frames, CELLS), dtype=bool)
     shapes = random.permutation(len(glyphs.SHAPES))[:OBJECTS]
     colours = random.permutation(len(glyphs.COLOUR_NAMES))[:OBJECTS]
     tracks = [_object_track(random, taken, lifetime) for lifetime in _LIFETIMES]
@@ -80,14 +98,14 @@ def draw_clip(seed: int) -> Clip:
         SceneObject(int(shape), int(colour), tuple(track))
         for shape, colour, track in zip(shapes, colours, tracks, strict=True)
     )
-    kind = np.full((FRAMES, CELLS), glyphs.NO_KIND, dtype=np.int64)
-    tone = np.full((FRAMES, CELLS), glyphs.NO_COLOUR, dtype=np.int64)
+    kind = np.full((frames, CELLS), glyphs.NO_KIND, dtype=np.int64)
+    tone = np.full((frames, CELLS), glyphs.NO_COLOUR, dtype=np.int64)
     for scene_object in objects:
         tokens = list(scene_object.tokens)
         kind.flat[tokens] = scene_object.shape
         tone.flat[tokens] = scene_object.colour
-    _add_clutter(random, taken, kind, tone)
-    return Clip(seed, _draw(random, kind, tone), objects, kind, tone)
+    _add_clutter(random, taken, kind, tone, clutter.filled)
+    return Clip(seed, _draw(random, kind, tone, clutter), objects, kind, tone)
 
 
 @cache
@@ -116,8 +134,8 @@ def _step(random: np.random.Generator, taken: npt.NDArray[np.bool_], cell: int) 
 def _object_track(random: np.random.Generator, taken: npt.NDArray[np.bool_], lifetime: tuple[int, int]) -> list[int]:
     """Cells of a new object in all frames (-1: not visible); marks them as taken."""
     length = int(random.integers(lifetime[0], lifetime[1] + 1))
-    start = int(random.integers(0, FRAMES - length + 1))
-    track = [-1] * FRAMES
+    start = int(random.integers(0, len(taken) - length + 1))
+    track = [-1] * len(taken)
     cell: int | None = None
     for frame in range(start, start + length):
         if cell is not None:
@@ -129,15 +147,17 @@ def _object_track(random: np.random.Generator, taken: npt.NDArray[np.bool_], lif
     return track
 
 
-def _add_clutter(random: np.random.Generator, taken: npt.NDArray[np.bool_], kind: Integers, tone: Integers) -> None:
-    """Fill every frame to exactly half of its cells, in place."""
-    room = FILLED - taken.sum(axis=1)
-    for start in range(FRAMES):
+def _add_clutter(
+    random: np.random.Generator, taken: npt.NDArray[np.bool_], kind: Integers, tone: Integers, filled: int
+) -> None:
+    """Fill every frame to exactly ``filled`` of its cells, in place."""
+    room = filled - taken.sum(axis=1)
+    for start in range(len(taken)):
         while room[start] > 0:
             label = len(glyphs.SHAPES) + int(random.integers(glyphs.GLYPHS))
             shade = len(glyphs.COLOURS) + int(random.integers(len(glyphs.CLUTTER_COLOURS)))
             cell: int | None = _pick(random, np.flatnonzero(~taken[start]))
-            end = min(FRAMES, start + int(random.integers(1, _CLUTTER_LIFETIME + 1)))
+            end = min(len(taken), start + int(random.integers(1, _CLUTTER_LIFETIME + 1)))
             for frame in range(start, end):
                 if frame > start:
                     cell = _step(random, taken[frame], cell) if room[frame] > 0 and cell is not None else None
@@ -149,17 +169,17 @@ def _add_clutter(random: np.random.Generator, taken: npt.NDArray[np.bool_], kind
 
 
 @cache
-def _assets() -> tuple[glyphs.Mask, npt.NDArray[np.float32]]:
+def _assets(clutter: Clutter) -> tuple[glyphs.Mask, npt.NDArray[np.float32]]:
     """All masks on full cells (41, 16, 16), sprites at the top left, and all colours (19, 3)."""
     masks = np.zeros((glyphs.NO_KIND, glyphs.CELL, glyphs.CELL), dtype=np.float32)
     masks[: len(glyphs.SHAPES), : glyphs.SPRITE, : glyphs.SPRITE] = glyphs.sprite_masks()
-    masks[len(glyphs.SHAPES) :] = glyphs.clutter_masks()
-    return masks, np.array([*glyphs.COLOURS.values(), *glyphs.CLUTTER_COLOURS], dtype=np.float32)
+    masks[len(glyphs.SHAPES) :] = glyphs.clutter_masks(clutter.glyph_seed)
+    return masks, np.array([*glyphs.COLOURS.values(), *clutter.colours], dtype=np.float32)
 
 
-def _draw(random: np.random.Generator, kind: Integers, tone: Integers) -> npt.NDArray[np.uint8]:
+def _draw(random: np.random.Generator, kind: Integers, tone: Integers, clutter: Clutter) -> npt.NDArray[np.uint8]:
     """Pixels (T, 96, 96, 3) of the cells' classes."""
-    masks, palette = _assets()
+    masks, palette = _assets(clutter)
     frame, cell = np.nonzero(kind != glyphs.NO_KIND)
     kinds, tones = kind[frame, cell], tone[frame, cell]
     is_object = kinds < len(glyphs.SHAPES)
@@ -172,7 +192,7 @@ def _draw(random: np.random.Generator, kind: Integers, tone: Integers) -> npt.ND
     rows, columns = (axis - shift[:, :1]) % glyphs.CELL, (axis - shift[:, 1:]) % glyphs.CELL
     cover = masks[kinds[:, None, None], rows[:, :, None], columns[:, None, :]][..., None]
     tiles = cover * first[:, None, None] + (1 - cover) * second[:, None, None]
-    canvas = np.empty((FRAMES, SIDE, glyphs.CELL, SIDE, glyphs.CELL, 3), dtype=np.uint8)
+    canvas = np.empty((len(kind), SIDE, glyphs.CELL, SIDE, glyphs.CELL, 3), dtype=np.uint8)
     canvas[:] = glyphs.BACKGROUND
     canvas[frame, cell // SIDE, :, cell % SIDE] = np.clip(np.rint(tiles), 0, 255).astype(np.uint8)
-    return canvas.reshape(FRAMES, PIXELS, PIXELS, 3)
+    return canvas.reshape(len(kind), PIXELS, PIXELS, 3)

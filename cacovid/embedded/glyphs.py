@@ -45,7 +45,20 @@ NO_COLOUR: Final = len(COLOURS) + len(CLUTTER_COLOURS)
 KINDS: Final = NO_KIND + 1
 COLOUR_CLASSES: Final = NO_COLOUR + 1
 
-_GLYPH_SEED = 20_260_101  # the glyphs are part of the benchmark: never drawn anew
+GLYPH_SEED: Final = 20_260_101  # the glyphs are part of the benchmark: never drawn anew
+UNSEEN_GLYPH_SEED: Final = 20_260_102  # other ones, that nothing was trained on
+UNSEEN_COLOURS: Final = (
+    (70, 110, 60),
+    (60, 45, 30),
+    (75, 75, 90),
+    (130, 95, 75),
+    (55, 70, 75),
+    (105, 120, 90),
+    (90, 60, 80),
+    (150, 120, 140),
+    (95, 50, 50),
+    (160, 160, 145),
+)  # 85 levels or more from the objects', 22 or more from CLUTTER_COLOURS
 _SUPERSAMPLE = 8
 
 
@@ -72,9 +85,9 @@ def sprite_masks() -> Mask:
     return coverage
 
 
-def clutter_masks() -> Mask:
+def clutter_masks(seed: int = GLYPH_SEED) -> Mask:
     """The fixed clutter glyphs, (32, 16, 16) of 0 or 1: distinct random 4x4 patterns of 5 to 11 set bits."""
-    random = np.random.default_rng(_GLYPH_SEED)
+    random = np.random.default_rng(seed)
     chosen: dict[bytes, npt.NDArray[np.bool_]] = {}
     while len(chosen) < GLYPHS:
         pattern = random.random((4, 4)) < 0.5

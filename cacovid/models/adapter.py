@@ -26,13 +26,14 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from cacovid.config import ModelConfig, Positions
+from cacovid.config import ModelConfig, Numbering, Positions
 from cacovid.errors import BadItem, UserError
+from cacovid.limits import EMBEDDED_LENGTH
 from cacovid.models.encoded import Encoded, VideoFeatures, joint_grid
 from cacovid.models.fingerprint import model_fingerprint, stable_json, text_digest
 from cacovid.models.listening import listening
 from cacovid.models.options import option_token_ids
-from cacovid.models.packing import injected_rows, kept_columns, packed_positions
+from cacovid.models.packing import injected_rows, kept_columns, packed_positions, rows_of
 from cacovid.models.tower_attention import Recorder, TowerAttention, pooled_blocks
 from cacovid.records import TokenGrid
 
@@ -114,6 +115,14 @@ class VideoLLM(ABC):
     def _injection(self, rows: Tensor, deepstack: tuple[Tensor, ...]) -> BaseModelOutputWithPooling:
         """The model's own output type around ``rows`` (B, R, D) and the deepstack levels, each (B, R, D)."""
         return BaseModelOutputWithPooling(pooler_output=rows)
+
+    def joined(self, chunks: Sequence[VideoFeatures]) -> VideoFeatures:
+        """The whole clip's grid, placeholder and pinned rows from those of its ``chunks``; of their rows none.
+
+        Raises:
+            UserError: The family's tower or processor looks at all frames together.
+        """
+        raise UserError(f"models of type {self.kind} read a clip as a whole: leave chunks out")
 
     def _video_kwargs(self) -> dict[str, Any]:
         """Further arguments for the family's video processor."""
@@ -237,7 +246,8 @@ class VideoLLM(ABC):
             )
         text = parts[0] + "".join(clip.placeholder + part for clip, part in zip(clips, parts[1:], strict=True))
         begins = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-        ids = tokenizer(text, add_special_tokens=not begins)["input_ids"]
+        # Its warning about long texts would speak of columns that compression drops.
+        ids = tokenizer(text, add_special_tokens=not begins, verbose=False)["input_ids"]
         return torch.tensor(ids, dtype=torch.long, device=self.device)
 
     def _render(self, messages: Sequence[Message]) -> str:
@@ -260,41 +270,64 @@ class VideoLLM(ABC):
         text_columns = is_text.nonzero().squeeze(1)
         empty = torch.zeros(0, self.hidden_size, device=self.device, dtype=self.dtype)
         pinned = torch.cat([clip.pinned for clip in clips] or [empty])
-        embeds = self.model.get_input_embeddings()(input_ids)
-        embeds = embeds.index_copy(0, pinned_columns, pinned)
+        embeds = self.model.get_input_embeddings()(input_ids[text_columns])
+        embeds = embeds.index_copy(0, torch.searchsorted(text_columns, pinned_columns), pinned)
+        position_ids = self._positions(input_ids, clips)
+        seen = position_ids if position_ids.shape[0] == 1 else position_ids[1:]  # M-RoPE's first row counts columns
         return Encoded(
             input_ids=input_ids,
-            position_ids=self._positions(input_ids, clips),
+            position_ids=position_ids,
             grid=joint_grid([clip.grid for clip in clips]),
-            features=torch.cat([clip.features for clip in clips] or [empty]),
+            features=_joined([clip.features for clip in clips] or [empty]),
             video_columns=video_columns,
             text_columns=text_columns,
-            text_embeds=embeds[text_columns],
+            text_embeds=embeds,
             pinned=pinned,
             pinned_columns=pinned_columns,
-            deepstack=tuple(torch.cat(level) for level in zip(*(clip.deepstack for clip in clips), strict=True)),
+            reach=int(seen.max()) + 1 if seen.numel() else 0,
+            deepstack=tuple(_joined(level) for level in zip(*(clip.deepstack for clip in clips), strict=True)),
             tower=_joint_tower([clip.tower for clip in clips]),
         )
 
     # Answering from a part of the video -----------------------------------------------------------
+
+    @property
+    def trained_length(self) -> int:
+        """Positions that the model was trained on, as far as its configuration or ours says."""
+        if self.config.trained_length is not None:
+            return self.config.trained_length
+        if self.config.path == "embedded":  # its architecture would take more than it has ever seen
+            return EMBEDDED_LENGTH
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+    def numbering(self, encoded: Encoded, positions: Positions | None = None) -> Numbering:
+        """How retained tokens of ``encoded`` are numbered: what ``auto`` comes to, the others as they are.
+
+        Args:
+            positions: None takes the configuration's.
+        """
+        wanted = positions or self.config.positions
+        if wanted != "auto":
+            return wanted
+        return "contiguous" if encoded.reach > self.trained_length else "original"
 
     def pack(self, encoded: Encoded, keep: Tensor, positions: Positions | None = None) -> dict[str, Any]:
         """Arguments for ``model(...)`` and ``model.generate(...)`` with the video tokens ``keep`` alone.
 
         Args:
             keep: (B, k) int64 ascending indices into the N video tokens. Text and pinned columns stay.
-            positions: ``original`` position ids or ``contiguous`` ones; None takes the configuration's.
+            positions: As ``config.positions``; None takes that.
         """
         columns = kept_columns(encoded, keep)
         # Without a mask, gaps in the position ids would be read as the borders of packed sequences.
         kwargs: dict[str, Any] = {
             "input_ids": encoded.input_ids[columns],
             "attention_mask": torch.ones_like(columns),
-            "position_ids": packed_positions(encoded, columns, positions or self.config.positions),
+            "position_ids": packed_positions(encoded, columns, self.numbering(encoded, positions)),
         }
         rows = injected_rows(encoded, keep)
         if rows.shape[1]:
-            levels = tuple(level[keep] for level in encoded.deepstack)
+            levels = tuple(rows_of(level, keep) for level in encoded.deepstack)
             kwargs["mm_encoder_outputs"] = {self.modality: self._injection(rows, levels)}
         return kwargs
 
@@ -337,7 +370,7 @@ class VideoLLM(ABC):
         the mask says, but never a batch: there a lone row is given twice. M-RoPE has no gaps in its text row.
         """
         size = max(1, self.config.max_batch_tokens // (encoded.text_length + keep.shape[1] + new))
-        gaps = self.config.positions == "original" and encoded.position_ids.shape[0] == 1
+        gaps = self.numbering(encoded) == "original" and encoded.position_ids.shape[0] == 1
         twice = gaps and self.config.attention == "flash_attention_2"
         for rows in keep.split(size):
             lone = twice and rows.shape[0] == 1
@@ -363,6 +396,11 @@ class VideoLLM(ABC):
             prompt = self._render([{"role": "user", "content": [{"type": "text", "text": "?"}]}])
             self._option_tokens[key] = option_token_ids(self.processor.tokenizer, prompt, key)
         return self._option_tokens[key]
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """The rows of all parts; one alone is not copied, for it may be a file."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _joint_tower(clips: list[TowerAttention | None]) -> TowerAttention | None:

@@ -5,7 +5,7 @@ columns, D width of the language model, P position rows (1, or 4 for M-RoPE: tex
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class VideoFeatures:
     deepstack: tuple[Tensor, ...] = ()  # each (N, D): added to the video columns after the first layers
     seconds_per_step: float = 1.0  # time between two temporal steps
     tower: TowerAttention | None = None  # where its recording was asked for
+    stays: bool = False  # its rows are too many for the device: they stay on the CPU until some are chosen
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name, for storage."""
@@ -74,8 +75,13 @@ class VideoFeatures:
         moved = {
             name: rows.to(device, torch.float32 if name.startswith("tower.") else dtype)
             for name, rows in self.tensors().items()
+            if not self.stays or name == "pinned"
         }
-        return VideoFeatures.from_parts(moved, self.metadata())
+        return VideoFeatures.from_parts({**self.tensors(), **moved}, self.metadata()).staying(self.stays)
+
+    def staying(self, stays: bool) -> "VideoFeatures":
+        """The same features, whose rows stay where they are or move with the rest."""
+        return replace(self, stays=stays)
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,7 @@ class Encoded:
     text_embeds: Tensor  # (Lt, D) raw embeddings; pinned columns hold their pinned row
     pinned: Tensor  # (M, D)
     pinned_columns: Tensor  # (M,) int64 ascending
+    reach: int  # all position ids that the layers see lie below
     deepstack: tuple[Tensor, ...] = ()  # each (N, D)
     tower: TowerAttention | None = None  # of all clips; None where any of them lacks it
 

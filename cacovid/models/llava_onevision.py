@@ -1,12 +1,13 @@
 """LLaVA-OneVision: bilinearly pooled SigLIP frames and one newline row after the last of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from cacovid.models.adapter import VideoLLM
-from cacovid.models.encoded import VideoFeatures
+from cacovid.models.encoded import VideoFeatures, joint_grid
 from cacovid.records import TokenGrid
 
 
@@ -29,6 +30,12 @@ class LlavaOnevision(VideoLLM):
             pinned_slots=(grid.tokens,),
             seconds_per_step=1 / fps,
         )
+
+    def joined(self, chunks: Sequence[VideoFeatures]) -> VideoFeatures:
+        """Frames are read one by one; the newline comes once, after the last of them."""
+        grid = joint_grid([chunk.grid for chunk in chunks])
+        placeholder = self.processor.video_token * (grid.tokens + 1)
+        return replace(chunks[-1], grid=grid, placeholder=placeholder, pinned_slots=(grid.tokens,))
 
     def _tower(self) -> tuple[Any, Any]:
         tower, layer = self.model.model.vision_tower, self.model.config.vision_feature_layer

@@ -7,7 +7,7 @@ Lt text columns, S = Lt + k columns of the compressed prompt, P position rows, D
 import torch
 from torch import Tensor
 
-from cacovid.config import Positions
+from cacovid.config import Numbering
 from cacovid.models.encoded import Encoded
 
 
@@ -19,7 +19,7 @@ def kept_columns(encoded: Encoded, keep: Tensor) -> Tensor:
 
 def injected_rows(encoded: Encoded, keep: Tensor) -> Tensor:
     """(B, R, D) rows for the remaining placeholder columns: retained tokens and pinned rows, in prompt order."""
-    rows = encoded.features[keep]
+    rows = rows_of(encoded.features, keep)
     if encoded.pinned.shape[0] == 0:
         return rows
     batch = keep.shape[0]
@@ -28,7 +28,12 @@ def injected_rows(encoded: Encoded, keep: Tensor) -> Tensor:
     return rows.take_along_dim(columns.argsort(dim=1).unsqueeze(-1), dim=1)
 
 
-def packed_positions(encoded: Encoded, columns: Tensor, positions: Positions) -> Tensor:
+def rows_of(tokens: Tensor, keep: Tensor) -> Tensor:
+    """(B, k, D) rows of ``tokens`` (N, D) on the device of ``keep``: long videos' stay on the CPU."""
+    return tokens[keep.to(tokens.device)].to(keep.device)
+
+
+def packed_positions(encoded: Encoded, columns: Tensor, positions: Numbering) -> Tensor:
     """Position ids of the compressed prompt: (B, S), or (4, B, S) for M-RoPE.
 
     ``original`` keeps every column's own position (the paper's choice); ``contiguous`` renumbers

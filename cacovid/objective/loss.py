@@ -16,6 +16,7 @@ from cacovid.config import ObjectiveConfig
 from cacovid.objective.clipped import clipped_losses
 from cacovid.objective.credit import credit_losses
 from cacovid.objective.memory import flatten
+from cacovid.objective.worth import by_worth
 from cacovid.policy.base import PolicyOutput
 from cacovid.records import RolloutRecord
 
@@ -64,7 +65,7 @@ def batch_loss(
     The gradient reaches ``output`` only; everything else is constant.
     """
     assert len(records) == output.token_logits.shape[0], "one row of logits per record"
-    memory = flatten(records, iterations)
+    memory = flatten(by_worth(records, config.reward), iterations)
     if config.kind == "credit":
         values = credit_losses(output, memory, config)
     else:

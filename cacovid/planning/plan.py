@@ -84,6 +84,8 @@ class Plan:
     learner: LearnerPlan
     rollout_flops: int  # one training step, all actors
     learning_flops: int  # one training step, all learners
+    answers: int  # combinations that the frozen model answers in the whole run: its price
+    answer_flops: int  # prefill of one of them, mean over the numbers of tokens that are drawn
     replay_items: int  # questions that the replay buffer holds; 0: no replay
     fits: tuple[Fit, ...]
 
@@ -123,6 +125,8 @@ def make_plan(config: TrainConfig, width: int = 640, height: int = 360) -> Plan:
         rollout_flops=_rollout_flops(config, replica, policy),
         # A backward pass counts twice its forward.
         learning_flops=3 * config.updates_per_step() * config.questions_per_update() * policy.forward_flops,
+        answers=config.run.steps * config.combinations_per_step(),
+        answer_flops=_answer_flops(config.sampling, model, grid, text),
         replay_items=_replay_items(config, replica),
         fits=_fits(replica, policy, learner),
     )
@@ -189,6 +193,11 @@ def _rollout_flops(config: TrainConfig, replica: ReplicaPlan, policy: PolicyCost
     combinations = config.sampling.group * config.sampling.inner_iterations
     item = replica.encode_flops + policy.forward_flops + combinations * replica.kept_flops
     return config.run.items_per_step * item
+
+
+def _answer_flops(sampling: SamplingConfig, model: Model, grid: TokenGrid, text: int) -> int:
+    choices = sampling.tokens_per_frame or (tokens_at(sampling.rate, grid),)
+    return sum(prefill_flops(model, text + each * grid.frames) for each in choices) // len(choices)
 
 
 def _replay_items(config: TrainConfig, replica: ReplicaPlan) -> int:

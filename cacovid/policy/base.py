@@ -83,6 +83,16 @@ class CompressionPolicy(nn.Module, ABC):
         assert isinstance(output, PolicyOutput)
         return output
 
+    def logits_in_chunks(self, inputs: PolicyInput, steps: int) -> PolicyOutput:
+        """:meth:`logits` of one input with the memory of ``steps`` frames; the same but for the last digits.
+
+        Raises:
+            UserError: The network reads the whole prompt at once.
+        """
+        raise UserError(
+            f"policy {self.kind!r} reads the whole prompt at once, no chunks of it: leave chunks out, or train 'late'"
+        )
+
     def check_model(self, fingerprint: str, hidden_size: int) -> None:
         """Raise UserError when this policy was trained for another Video-LLM."""
         if hidden_size != self.hidden_size:

@@ -67,6 +67,24 @@ def collate(inputs: Sequence[PolicyInput]) -> PolicyBatch:
     )
 
 
+def frames_of(item: PolicyInput, frames: slice) -> PolicyInput:
+    """Some frames (``start`` and ``stop`` given) of an input, as if its prompt began with them and the text followed.
+
+    For networks that do not read where a token stands in the prompt.
+    """
+    size = item.grid.per_frame
+    rows = item.features[frames.start * size : frames.stop * size]
+    columns = torch.arange(rows.shape[0] + item.text.shape[0], device=item.text.device)
+    return replace(
+        item,
+        features=rows.to(item.text.device),
+        video_columns=columns[: rows.shape[0]],
+        text_columns=columns[rows.shape[0] :],
+        position_ids=columns[None],
+        grid=item.grid._replace(frames=frames.stop - frames.start),
+    )
+
+
 def group_by_grid(inputs: Sequence[PolicyInput]) -> dict[TokenGrid, list[int]]:
     """Indices into ``inputs`` by grid, in order of first appearance."""
     groups: dict[TokenGrid, list[int]] = {}

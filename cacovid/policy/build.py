@@ -24,6 +24,7 @@ def policy_for(video_llm: VideoLLM, config: TrainConfig) -> CompressionPolicy:
         selection=config.selection,
         num_frames=config.model.num_frames,
         positions=config.model.positions,
+        trained_length=config.model.trained_length,
         instruction=config.data.instruction,
     )
     return policy

@@ -41,6 +41,7 @@ class PolicyMetadata(Section):
     selection: SelectionConfig = Field(SelectionConfig(), description="selection rule to use by default")
     num_frames: int = Field(8, ge=1, description="frames sampled from each video in training")
     positions: Positions = Field("original", description="position ids that retained tokens had in training")
+    trained_length: int | None = Field(None, ge=1, description="model.trained_length of training")
     instruction: str = Field("", description="line appended to multiple-choice prompts in training")
 
 

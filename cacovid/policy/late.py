@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from cacovid.config import PolicyConfig
 from cacovid.policy.base import CompressionPolicy, PolicyOutput
-from cacovid.policy.batch import PolicyBatch
+from cacovid.policy.batch import PolicyBatch, collate, frames_of
 from cacovid.policy.decoder_layer import FirstLayer
+from cacovid.records import PolicyInput
 
 TEMPERATURE = 0.1  # of the soft maximum over text tokens
 CONTEXT_SCALE = 0.5  # brings the linear token feature to the scale of the standardised similarities
@@ -55,14 +56,41 @@ class LatePolicy(CompressionPolicy):
     def forward(self, batch: PolicyBatch) -> PolicyOutput:
         """Logits of every token and frame, computed in float32 whatever the inputs' type."""
         features = batch.features.float()
-        x = features - features.mean(dim=1, keepdim=True)
-        context, heads = self._video_projections(x)
-        parts = [context * CONTEXT_SCALE, self._redundancy(x, batch)]
-        if heads is not None:
-            parts.insert(0, self._similarities(heads, batch))
-        hidden = F.silu(_linear(self.scorer[0], torch.cat(parts, dim=-1)))
-        token_logits = _linear(self.scorer[2], hidden)  # (B, N, 2)
+        pooled, own = self._parts(features - features.mean(dim=1, keepdim=True), batch)
+        token_logits = self._score(pooled, own)
         return PolicyOutput(token_logits, pool_frames(token_logits, batch.grid.frames))
+
+    @torch.no_grad()
+    def logits_in_chunks(self, inputs: PolicyInput, steps: int) -> PolicyOutput:
+        """As :meth:`logits`: what a token shares with the whole clip is H + C + 2 numbers, collected chunk by chunk."""
+        grid, size = inputs.grid, steps * inputs.grid.per_frame
+        sums = [rows.to(self.device).double().sum(dim=0) for rows in inputs.features.split(size)]
+        mean = (torch.stack(sums).sum(dim=0) / grid.tokens).float()
+        collected = [self._chunk(inputs, mean, start, steps) for start in range(0, grid.frames, steps)]
+        pooled, own = (torch.cat(parts, dim=1) for parts in zip(*collected, strict=True))
+        token_logits = self._score(pooled, own)
+        return PolicyOutput(token_logits, pool_frames(token_logits, grid.frames))
+
+    def _chunk(self, inputs: PolicyInput, mean: Tensor, start: int, steps: int) -> tuple[Tensor, Tensor]:
+        """:meth:`_parts` of the frames from ``start`` on; the frame before them is looked at as well."""
+        grid = inputs.grid
+        before = min(start, 1)
+        frames = slice(start - before, min(start + steps, grid.frames))
+        chunk = collate([frames_of(inputs, frames)]).to(self.device)
+        pooled, own = self._parts(chunk.features.float() - mean, chunk)
+        first = before * grid.per_frame
+        return pooled[:, first:], own[:, first:]
+
+    def _parts(self, x: Tensor, batch: PolicyBatch) -> tuple[Tensor, Tensor]:
+        """What a token needs of its clip: (B, N, H) pooled similarities, (B, N, C + 2) all else."""
+        context, heads = self._video_projections(x)
+        own = torch.cat([context * CONTEXT_SCALE, self._redundancy(x, batch)], dim=-1)
+        return (x.new_zeros(*x.shape[:2], 0) if heads is None else self._similarities(heads, batch)), own
+
+    def _score(self, pooled: Tensor, own: Tensor) -> Tensor:
+        """(B, N, 2) logits from the parts of all tokens, the similarities standardised over the clip."""
+        parts = torch.cat([standardised(pooled), own], dim=-1)
+        return _linear(self.scorer[2], F.silu(_linear(self.scorer[0], parts)))
 
     def _video_projections(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, N, C) linear features and (H, B, N, W) head projections: one product, one reading of the tokens."""
@@ -74,7 +102,7 @@ class LatePolicy(CompressionPolicy):
         return context, self._by_head(heads)
 
     def _similarities(self, video: Tensor, batch: PolicyBatch) -> Tensor:
-        """(B, N, H) soft maximum over the text of cosine + text bias, standardised over the clip's tokens."""
+        """(B, N, H) soft maximum over the text of cosine + text bias."""
         text = batch.text.float()
         words = self._by_head(_linear(self.similarity, text))  # (H, B, Lt, W)
         bias = _linear(self.text_bias, text).transpose(1, 2) + self._position_bias(batch.text_mask)  # (B, H, Lt)
@@ -84,9 +112,7 @@ class LatePolicy(CompressionPolicy):
         scale = 1 / (TEMPERATURE * video.norm(dim=-1, keepdim=True).clamp_min(NORM_FLOOR))
         words = F.normalize(words, dim=-1, eps=NORM_FLOOR)
         pooled = TEMPERATURE * torch.logsumexp(video @ words.transpose(2, 3) * scale + bias[:, :, None, :], dim=-1)
-        centred = pooled - pooled.mean(dim=-1, keepdim=True)
-        variance = centred.square().mean(dim=-1, keepdim=True)
-        return (centred * torch.rsqrt(variance + VARIANCE_FLOOR)).permute(1, 2, 0)
+        return pooled.permute(1, 2, 0)
 
     def _by_head(self, projected: Tensor) -> Tensor:
         """(H, B, rows, W) of (B, rows, H * W)."""
@@ -114,6 +140,13 @@ class LatePolicy(CompressionPolicy):
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Everything is a head: nothing comes from the language model."""
         return list(self.parameters()), []
+
+
+def standardised(similarities: Tensor) -> Tensor:
+    """(B, N, H) of mean 0 and variance 1 over the clip's tokens."""
+    centred = similarities - similarities.mean(dim=1, keepdim=True)
+    variance = centred.square().mean(dim=1, keepdim=True)
+    return centred * torch.rsqrt(variance + VARIANCE_FLOOR)
 
 
 def pool_frames(token_logits: Tensor, frames: int) -> Tensor:

@@ -22,6 +22,9 @@ def compress(
     option: Annotated[list[str] | None, typer.Option(help="an option's text, repeatable: multiple choice")] = None,
     model: Model = None,
     frames: Frames = None,
+    chunk_frames: Annotated[
+        int | None, typer.Option(min=1, help="a long video: read so many frames at a time; no answer from all tokens")
+    ] = None,
     rule: Rule = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="longest answer without options")] = 64,
     out: Annotated[Path, typer.Option(help="picture of the kept tokens (PNG)")] = Path("compressed.png"),
@@ -46,16 +49,21 @@ def compress(
         output_folder(figures, overwrite)
     selection = None if rule is None else selection_rule(rule)
     compressor = Compressor.from_pretrained(policy_folder(policy), model, selection=selection)
-    first = compressor(video, question, retention, options=option or (), num_frames=frames)
-    clip = compressor(first.video, question, retention, options=option or ())  # again, now that all is warm
-    answers = [clip.answer(all_tokens=whole, max_new_tokens=max_new_tokens) for whole in (False, True)]
+    clip = first = compressor(
+        video, question, retention, options=option or (), num_frames=frames, chunk_frames=chunk_frames
+    )
+    if chunk_frames is None:
+        clip = compressor(first.video, question, retention, options=option or ())  # again, now that all is warm
     options = lettered(clip.options)
-    shown = [spoken(options, answer) for answer in answers]
+    answers = [
+        spoken(options, clip.answer(all_tokens=whole, max_new_tokens=max_new_tokens))
+        for whole in ((False, True) if chunk_frames is None else (False,))
+    ]
     kept, total = len(clip.kept), clip.encoded.grid.tokens
     lines = [
         " ".join([question, *options]),
-        f"{kept} of {total} video tokens kept ({100 * kept / total:.1f} %). "
-        f"Answer from these: {shown[0]}. From all: {shown[1]}.",
+        f"{kept} of {total} video tokens kept ({100 * kept / total:.1f} %). Answer from these: {answers[0]}."
+        + "".join(f" From all: {answer}." for answer in answers[1:]),
     ]
     save_image(clip.draw(lines), out)
     paths = [out]
@@ -64,25 +72,28 @@ def compress(
             paths.append(figures / f"{name}.png")
             save_image(picture, paths[-1])
     console = Console()
-    console.print(_table(clip, shown, first.timings.decode))
+    console.print(_table(clip, answers, first.timings.decode))
     for path in paths:
         console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _table(clip: "CompressedVideo", answers: list[str], decode_s: float) -> "Table":
+    """Side by side with all tokens, where these were answered from as well."""
     from rich.markup import escape
     from rich.table import Table
 
-    grid, timings = clip.encoded.grid, clip.timings
+    grid, timings, all_too = clip.encoded.grid, clip.timings, len(answers) > 1
     table = Table(title=escape(clip.question))
     for name in ("", "compressed", "all tokens"):
         table.add_column(name, justify="left" if not name else "right")
     table.add_row("answer", *(escape(answer) for answer in answers))
     table.add_row("video tokens", f"{len(clip.kept)} ({100 * len(clip.kept) / grid.tokens:.1f} %)", str(grid.tokens))
     table.add_row("prompt tokens", *(str(clip.prompt_tokens(all_tokens=whole)) for whole in (False, True)))
-    table.add_row("prefill", *(f"{1000 * seconds:.1f} ms" for seconds in clip.prefill_seconds()))
+    if all_too:
+        table.add_row("prefill", *(f"{1000 * seconds:.1f} ms" for seconds in clip.prefill_seconds()))
     table.add_row("policy", f"{1000 * timings.policy:.1f} ms", "-")
-    table.add_row("encode", *[f"{1000 * timings.encode:.1f} ms"] * 2)
-    table.add_row("decode (once, cold)", *[f"{1000 * decode_s:.1f} ms"] * 2)
+    table.add_row("encode" if all_too else "decode, encode", *[f"{1000 * timings.encode:.1f} ms"] * (1 + all_too))
+    if all_too:
+        table.add_row("decode (once, cold)", *[f"{1000 * decode_s:.1f} ms"] * 2)
     table.add_row("frames x rows x columns", f"{grid.frames} x {grid.rows} x {grid.columns}", "")
     return table

@@ -1,6 +1,6 @@
 """``cacovid evaluate``."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +13,8 @@ from cluster.commands.result_tables import print_result
 from cluster.commands.shared import Frames, Model, Rule, labelled_policies, names, numbers, output_folder
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from cacovid.config import ActorsConfig, SelectionConfig
     from cacovid.evaluation.measurer import Setup
     from cacovid.evaluation.measuring import Asked, Outcome
@@ -98,8 +100,19 @@ def evaluate(
         )
     paths = write_report(result, out)
     print_result(result, progress.console)
+    _show_prices(folders, progress.console)
     for path in (*paths.values(), store.path, *([skipped.path] if skipped.skipped else [])):
         progress.console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _show_prices(folders: "Mapping[str, Path]", console: "Console") -> None:
+    """What the policies' runs paid, where their folders tell it."""
+    from cluster.training.price import price_of_policy
+
+    for label, folder in folders.items():
+        price = price_of_policy(folder)
+        if price is not None:
+            console.print(f"{label}: {price.name} on the run's own clips: {price.value}", highlight=False, markup=False)
 
 
 def _pool(actors: int, max_actors: int, gpus: float) -> "ActorsConfig":

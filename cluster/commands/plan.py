@@ -85,6 +85,11 @@ def _costs(settings: "TrainConfig", made: "Plan") -> "Table":
             "one training step",
             f"rollouts {_operations(made.rollout_flops)}, learning {_operations(made.learning_flops)}",
         ),
+        (
+            f"answers of {settings.run.steps} steps",
+            f"{made.answers:,} combinations x {_operations(made.answer_flops)} = "
+            f"{_operations(made.answers * made.answer_flops)}, to the first word of each",
+        ),
     ]
     for name, value in rows:
         table.add_row(name, value)
@@ -111,7 +116,7 @@ def _operations(count: int) -> str:
 
 def _short(count: float) -> str:
     """Three digits and a prefix: 21300000000000 -> '21.3 T'."""
-    for prefix, unit in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for prefix, unit in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= unit:
             return f"{count / unit:.3g} {prefix}"
     return f"{count:.3g} "

@@ -88,6 +88,8 @@ def figures(run: "RunStatus", written: bool) -> "Table":
         pace = f"{run.figures.steps_per_hour:.1f} steps/h, {run.figures.combinations_per_second:.0f} combinations/s"
         table.add_row("pace", f"{pace}, {duration(run.seconds_left)} left" if run.step < run.steps else pace)
         table.add_row("reward", f"{run.figures.reward:.3f}, of the policy's own top k {run.figures.top_k_reward:.3f}")
+    if run.price is not None:
+        table.add_row("price", f"{run.price.name}: {run.price.value}")
     there = f"{run.actors_ready} of {run.actors_wanted} ready, " if written else ""
     table.add_row("actors", f"{there}{run.actors_dead} lost")
     table.add_row("checkpoint", run.checkpoint or "none yet")

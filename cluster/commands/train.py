@@ -13,6 +13,7 @@ from cluster.commands.shared import ConfigFile, Overrides
 
 if TYPE_CHECKING:
     from cacovid.config import TrainConfig
+    from cluster.training.price import Price
     from cluster.training.run import TrainingOutcome
     from cluster.training.run_directory import RunDirectory
     from cluster.training.stores.address import StoreAddress
@@ -78,6 +79,7 @@ def train(
     outcome = _run(opened, run, address)
     if outcome.finished_steps:
         _name_files(files)
+        _show_price(outcome.price)
     if outcome.interrupted:
         typer.echo(f"interrupted after step {outcome.finished_steps}; go on with --resume {name}")
         raise typer.Exit(130)
@@ -142,6 +144,11 @@ def _show(progress: Progress, steps: int, row: Mapping[str, float]) -> None:
     figures = f"reward {row['top_k_reward']:.3f}  loss {row['loss']:.3f}"
     throughput = f"{row['combinations_per_second']:.0f} combinations/s"
     progress.show("step", int(row["step"]) + 1, steps, f"{figures}  {throughput}")
+
+
+def _show_price(price: "Price | None") -> None:
+    if price is not None:
+        typer.echo(f"{price.name}: {price.value}")
 
 
 def _name_files(folder: str) -> None:

@@ -32,6 +32,7 @@ from cluster.training.best_checkpoint import POLICY, PREFIX, BestCheckpoint
 from cluster.training.cpo import CPO, STATE, CPOConfig
 from cluster.training.gauges import Gauges
 from cluster.training.interrupt import Interrupt
+from cluster.training.price import Price
 from cluster.training.run_directory import RunDirectory
 from cluster.training.run_log import RunLog, draw_curve
 from cluster.training.run_status import StatusFile, copy_name
@@ -51,6 +52,7 @@ class TrainingOutcome:
     finished_steps: int
     interrupted: bool
     last_row: dict[str, float]
+    price: Price | None = None  # None where nothing was evaluated
 
 
 def train(
@@ -103,7 +105,8 @@ def train(
                 status.actors(algorithm.pool.state())
                 row = _Steps(algorithm, config, run, log, status, report, interrupt, gauges, uploads).go()
                 interrupted = interrupt.asked
-            return TrainingOutcome(run.folder, algorithm.finished_steps, interrupted, row)
+            price = Price.of(run.rows(), config.evaluation)
+            return TrainingOutcome(run.folder, algorithm.finished_steps, interrupted, row, price)
         finally:
             interrupt.restore()
             if algorithm is not None:
@@ -114,7 +117,7 @@ def train(
 def _status(config: TrainConfig, run: RunDirectory, attempt: int, address: str | None) -> Iterator[StatusFile]:
     """status.json of this attempt, which says in the end how that came."""
     with _writing(run):
-        status = StatusFile(run, config.run.steps, attempt, address)
+        status = StatusFile(run, config, attempt, address)
     try:
         yield status
     except BaseException as error:
@@ -157,6 +160,7 @@ class _Steps:
 
     def __post_init__(self) -> None:
         self.best = BestCheckpoint(self.run, self.config.evaluation.retentions)
+        self._count_scored()
 
     def go(self) -> dict[str, float]:
         """To the last step, or until interrupted; the last row."""
@@ -166,6 +170,10 @@ class _Steps:
                 return self._go_on()
             except ray.exceptions.RayActorError as death:  # of a learner: the pool handles rollout actors
                 self._restart_learners(death)
+
+    def _count_scored(self) -> None:
+        """Combinations of the steps that count: those in the run's files."""
+        self.scored = sum(row["combinations"] for row in self.run.rows())
 
     def _go_on(self) -> dict[str, float]:
         row: dict[str, float] = {}
@@ -194,6 +202,8 @@ class _Steps:
         row = {name: float(value) for name, value in result["cpo"].items()}
         row["seconds"] = time.perf_counter() - started
         row["combinations_per_second"] = row["combinations"] / row["seconds"]
+        self.scored += row["combinations"]
+        row["combinations_scored"] = self.scored
         row |= self._evaluate()
         with _writing(self.run):
             self.log.add(row)
@@ -230,6 +240,7 @@ class _Steps:
             self.gauges.learners_died(found.reason)
             logger.warning("a learner died (%s): going on after step %d", reason, self.algorithm.finished_steps)
             self.log.rewind(self.algorithm.finished_steps)
+            self._count_scored()
             self.status.look()
 
     def _checkpoint(self) -> None:

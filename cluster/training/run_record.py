@@ -7,6 +7,7 @@ from typing import Any
 from cacovid.config_files import load_config
 from cacovid.errors import UserError
 from cacovid.reporting.records import RunRecord
+from cluster.training.price import Price
 from cluster.training.run_directory import RunDirectory
 from cluster.training.run_status import RECENT, Figures, RunStatus
 
@@ -39,6 +40,9 @@ def run_record(folder: Path) -> RunRecord:
         "seed": str(config.run.seed),
         **_newest(rows),
     }
+    price = Price.of(rows, config.evaluation)
+    if price is not None:
+        facts[price.name] = price.value
     if run.status.is_file():
         facts["state"] = RunStatus.read(folder).state.value
     versions = _versions(run)

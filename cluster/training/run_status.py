@@ -20,7 +20,10 @@ from typing import TYPE_CHECKING, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cacovid.atomic import writing
+from cacovid.config import TrainConfig
 from cacovid.errors import UserError
+from cluster.training.best_checkpoint import PREFIX
+from cluster.training.price import Price
 from cluster.training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -86,6 +89,7 @@ class RunStatus(BaseModel):
     steps: int
     checkpoint: str | None = None  # the newest
     figures: Figures | None = None  # None before the first step
+    price: Price | None = None  # None before the first evaluation
     actors_wanted: int = 0
     actors_ready: int = 0
     actors_dead: int = 0  # deaths in this attempt
@@ -133,9 +137,10 @@ def copy_name(job_id: str) -> str:
 class StatusFile:
     """Keeps status.json of the attempt that this process is, and its copy, up to date. Thread-safe."""
 
-    def __init__(self, run: RunDirectory, steps: int, attempt: int, cluster: str | None) -> None:
+    def __init__(self, run: RunDirectory, config: TrainConfig, attempt: int, cluster: str | None) -> None:
         self._paths = [run.status]
         self._run = run
+        self._target = config.evaluation
         self._lock = threading.Lock()
         self._rows: deque[Mapping[str, float]] = deque(maxlen=RECENT)
         self._now = RunStatus(
@@ -148,7 +153,7 @@ class StatusFile:
             pid=os.getpid(),
             cluster=cluster,
             step=0,
-            steps=steps,
+            steps=config.run.steps,
         )
         self.look()
 
@@ -166,12 +171,15 @@ class StatusFile:
             step=len(rows),
             checkpoint=None if checkpoint is None else checkpoint.name,
             figures=Figures.of(self._rows),
+            price=Price.of(rows, self._target),
         )
 
     def add(self, row: Mapping[str, float], actors: "PoolState") -> None:
         """A step is finished."""
         self._rows.append(row)
-        self._change(step=int(row["step"]) + 1, figures=Figures.of(self._rows), **_values(actors))
+        evaluated = any(name.startswith(PREFIX) for name in row)
+        price = Price.of(self._run.rows(), self._target) if evaluated else self._now.price
+        self._change(step=int(row["step"]) + 1, figures=Figures.of(self._rows), price=price, **_values(actors))
 
     def saved(self, checkpoint: Path) -> None:
         """A checkpoint is finished."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from cacovid.config import Positions
+from cacovid.config import Numbering
 from serving.engine.records import Compressed, FinishReason, Report
 
 
@@ -39,7 +39,7 @@ class CompressionUsed(BaseModel):
 
     method: str
     retention: float
-    positions: Positions
+    positions: Numbering
 
 
 class Usage(BaseModel):

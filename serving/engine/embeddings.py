@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from cacovid.config import Positions
+from cacovid.config import Numbering
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.encoded import Encoded
 from cacovid.models.packing import kept_columns
@@ -32,7 +32,7 @@ def kept_embeddings(video_llm: VideoLLM, encoded: Encoded, kept: Tensor) -> byte
     return save({name: rows.detach().cpu().contiguous() for name, rows in tensors.items()}, metadata)
 
 
-def prompt_embeds(video_llm: VideoLLM, encoded: Encoded, kept: Tensor, positions: Positions) -> bytes:
+def prompt_embeds(video_llm: VideoLLM, encoded: Encoded, kept: Tensor, positions: Numbering) -> bytes:
     """What vLLM's ``/v1/completions`` takes as ``prompt_embeds`` (before base64): torch.save of (S, D).
 
     That interface numbers positions 0..S-1 and knows rows of embeddings only, so that it is exact for

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from cacovid.config import Positions
+from cacovid.config import Numbering
 from cacovid.errors import NotDefined, UserError
 from cacovid.methods.protocol import Baseline, EvaluationCase
 from cacovid.methods.registry import BASELINES
@@ -57,7 +57,7 @@ class Prompt:
     policy: CompressionPolicy | None
     method: str
     retention: float
-    positions: Positions
+    positions: Numbering
     encoded: Encoded
     encode_s: float
     policy_s: float = 0.0
@@ -148,7 +148,7 @@ class PromptBuilder:
             policy=policy,
             method=method,
             retention=retention,
-            positions=request.compression.positions or fallback,
+            positions=self._llm.numbering(encoded, request.compression.positions or fallback),
             encoded=encoded,
             encode_s=time.perf_counter() - started,
         )

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cacovid.config import Positions
+from cacovid.config import Numbering, Positions
 from serving.errors import ApiError
 
 Message = Mapping[str, Any]  # of a chat, as transformers' chat templates take them; videos as {"type": "video"}
@@ -91,7 +91,7 @@ class Report:
     model: str
     method: str
     retention: float
-    positions: Positions
+    positions: Numbering
     grid: Grid
     video_tokens: int  # N
     video_tokens_kept: int  # k

@@ -14,19 +14,36 @@ from cacovid.errors import UserError
 from cacovid.policy.base import CompressionPolicy
 from cluster.training.best_checkpoint import PREFIX
 from cluster.training.cpo import CPO
+from cluster.training.price import price_of_policy
 from cluster.training.run import train
 from cluster.training.run_directory import RunDirectory
+from cluster.training.run_status import RunStatus
 from tests.integration.conftest import Trained, finished, run_training
 from tests.integration.test_same_policy import largest_difference
+
+
+def evaluated(table: Path, every: int, clips: int) -> dict[str, object]:
+    """Overrides of a run that is evaluated on the first clips of ``table``."""
+    return {
+        "evaluation.every": every,
+        "evaluation.data": str(table),
+        "evaluation.clips": clips,
+        "evaluation.retentions": (0.1,),
+        "evaluation.target_retention": 0.1,
+    }
 
 
 def test_evaluation_between_steps_changes_nothing_and_keeps_the_best(
     undisturbed: Trained, small_run: TrainConfig, table: Path, tmp_path: Path
 ) -> None:
-    own = {"evaluation.every": 1, "evaluation.data": str(table), "evaluation.clips": 3, "evaluation.retentions": (0.1,)}
+    own = evaluated(table, every=1, clips=3)
     config = with_overrides(small_run, {**own, "run.checkpoint_every": 4, "run.keep_checkpoints": 1})
     run = RunDirectory.create(tmp_path / "run", config)
     trained = finished(train(config, run, lambda row: None), run)
+    price = trained.outcome.price
+    assert price is not None
+    assert price == price_of_policy(run.policy) == RunStatus.read(run.folder).price
+    assert price.scored == sum(row["combinations"] for row in run.rows()) == run.rows()[-1]["combinations_scored"]
     assert trained.losses == undisturbed.losses
     assert largest_difference(trained, undisturbed) == 0
     rows = run.rows()
@@ -53,7 +70,7 @@ def test_evaluation_that_sigterm_meets_is_given_up_and_its_step_saved(
         return plain(algorithm, *arguments)
 
     monkeypatch.setattr(CPO, "evaluate", sleep_then_evaluate)
-    own = {"evaluation.every": 2, "evaluation.data": str(table), "evaluation.clips": 1, "evaluation.retentions": (0.1,)}
+    own = evaluated(table, every=2, clips=1)
     config = with_overrides(small_run, {**own, "actors.count": 1, "run.stop_grace_s": 0.5, "run.checkpoint_every": 4})
     trained = run_training(config, tmp_path / "run")
     assert trained.outcome.interrupted

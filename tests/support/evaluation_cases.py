@@ -35,6 +35,7 @@ def made_case(
         text_embeds=words,
         pinned=torch.zeros(0, width),
         pinned_columns=torch.zeros(0, dtype=torch.long),
+        reach=length,
         deepstack=deepstack,
         tower=None if received is None else TowerAttention(received, features if keys is None else keys),
     )

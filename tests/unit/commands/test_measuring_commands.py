@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from dataclasses import replace
 from importlib.metadata import version
@@ -89,6 +90,19 @@ def test_evaluate_prints_a_table_and_writes_the_reports(
     assert len(json.loads((out / "results.json").read_text())["rows"]) == 1
 
 
+def test_evaluate_says_what_the_training_of_a_policy_cost(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run)
+    (run / "config.toml").write_text("[evaluation]\nevery = 1\n")
+    measured = {"step": 6, "combinations": 3584, "evaluation/accuracy_0.05": 0.97, "evaluation/full_accuracy": 0.98}
+    (run / "metrics.jsonl").write_text(json.dumps(measured) + "\n")
+    arguments = ("evaluate", "--policy", f"mine={run}", "--data", folder / "table.parquet", "--methods", "policy")
+    assert cacovid(monkeypatch, *arguments, "--retention", "0.1", "--clips", 1, "--out", tmp_path / "out") == 0
+    assert "mine: combinations until 98 % at 5 % on the run's own clips: 3,584 (step 7)" in capsys.readouterr().out
+
+
 def test_evaluate_puts_several_policies_in_one_table_and_skips_bad_items(
     monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
 ) -> None:
@@ -160,6 +174,22 @@ def test_compress_answers_from_both_and_draws(
     for name in ("frame-scores.png", "token-scores.png"):
         assert Image.open(tmp_path / "figures" / name).width > 500
         assert str(tmp_path / "figures" / name) in printed
+
+
+def test_compress_reads_a_long_video_in_chunks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    arguments = ("compress", folder / "v0.mp4", "--question", "what is it?", "--policy", folder / "run")
+    more = ("--option", "red", "--option", "blue", "--frames", 8)
+    shown = []
+    for name, extra in (("whole", ()), ("chunks", ("--chunk-frames", 3))):
+        assert cacovid(monkeypatch, *arguments, *more, *extra, "--out", tmp_path / f"{name}.png") == 0
+        shown.append(capsys.readouterr().out)
+        assert Image.open(tmp_path / f"{name}.png").width > 100
+    whole, chunks = ([line for line in each.splitlines() if "video tokens" in line] for each in shown)
+    assert whole == chunks
+    assert "prefill" in shown[0]
+    assert "prefill" not in shown[1]
 
 
 def test_compress_times_nothing_cold_but_the_reading_of_the_file(

@@ -14,13 +14,15 @@ from cluster.training.stores.opening import default_folder
 from tests.unit.commands.test_measuring_commands import cacovid, refused
 from tests.unit.training.test_run_status import actors, row
 
+FORTY = TrainConfig(run={"steps": 40}, evaluation={"every": 1})
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
     """In its second attempt, with three of forty steps done."""
-    made = RunDirectory.create(tmp_path / "run", TrainConfig(run={"steps": 40}))
-    StatusFile(made, 40, 1, None).error(RuntimeError("no room"))
-    status = StatusFile(made, 40, 2, None)
+    made = RunDirectory.create(tmp_path / "run", FORTY)
+    StatusFile(made, FORTY, 1, None).error(RuntimeError("no room"))
+    status = StatusFile(made, FORTY, 2, None)
     for step in range(3):
         status.add(row(step), actors(wanted=4, ready=3, dead=1))
     status.saved(made.checkpoint(2))
@@ -64,7 +66,7 @@ def test_a_run_in_a_store_stands_where_this_machine_works_on_it(
         _folder_of(store)
     address = StoreAddress.parse(store)
     assert address is not None
-    StatusFile(RunDirectory.create(default_folder(address), TrainConfig()), 40, 1, None)
+    StatusFile(RunDirectory.create(default_folder(address), TrainConfig()), FORTY, 1, None)
     assert cacovid(monkeypatch, "status", store) == 0
     assert "none yet" in capsys.readouterr().out
 
@@ -72,7 +74,7 @@ def test_a_run_in_a_store_stands_where_this_machine_works_on_it(
 def test_a_run_that_has_not_done_a_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    StatusFile(RunDirectory.create(tmp_path / "run", TrainConfig()), 40, 1, None)
+    StatusFile(RunDirectory.create(tmp_path / "run", TrainConfig()), FORTY, 1, None)
     assert cacovid(monkeypatch, "status", tmp_path / "run") == 0
     said = capsys.readouterr().out
     assert "none yet" in said

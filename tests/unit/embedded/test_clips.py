@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cacovid.embedded import glyphs
-from cacovid.embedded.clips import CELLS, FILLED, FRAMES, GRID, NEEDLES, SIDE, Clip, draw_clip
+from cacovid.embedded.clips import CELLS, FILLED, FRAMES, GRID, NEEDLES, SEEN, SIDE, UNSEEN, Clip, draw_clip
 from cacovid.embedded.questions import clip_questions, make_question
 from cacovid.embedded.splits import DEVELOPMENT, SPLITS, split_seeds
 from cacovid.errors import UserError
@@ -102,6 +102,30 @@ def test_objects_and_clutter_share_no_colour_and_glyphs_are_distinct():
     assert np.abs(objects[:, None] - clutter[None]).max(axis=2).min() > 2 * 12
     masks = glyphs.clutter_masks()
     assert len({mask.tobytes() for mask in masks}) == len(masks) == 32
+
+
+@pytest.mark.parametrize("frames", [8, 32])
+def test_longer_clips_show_each_object_no_longer(frames: int):
+    for seed in DEVELOPMENT[:20]:
+        clip = draw_clip(seed, frames)
+        assert clip.frames.shape[:1] == clip.kinds.shape[:1] == (frames,)
+        assert len(clip.owners()) == frames * CELLS
+        assert [len(one.tokens) for one in clip.objects[:3]] == [8, 8, 8]
+        assert sum(one.is_needle for one in clip.objects) == NEEDLES
+        for index, one in enumerate(clip.objects):
+            assert np.array_equal(np.flatnonzero(clip.owners() == index), one.tokens)
+
+
+def test_unseen_clutter_has_other_glyphs_other_colours_and_fills_more():
+    seen, unseen = ({mask.tobytes() for mask in glyphs.clutter_masks(each.glyph_seed)} for each in (SEEN, UNSEEN))
+    assert len(unseen) == 32
+    assert not seen & unseen
+    new, others = np.array(UNSEEN.colours), np.array([*SEEN.colours, *glyphs.COLOURS.values()])
+    assert np.linalg.norm(new[:, None] - others[None], axis=2).min() > 20
+    clip = draw_clip(DEVELOPMENT[0], clutter=UNSEEN)
+    assert ((clip.kinds != glyphs.NO_KIND).sum(axis=1) == UNSEEN.filled).all()
+    plain = draw_clip(DEVELOPMENT[0])
+    assert [one.tokens for one in clip.objects] == [one.tokens for one in plain.objects]
 
 
 def test_clutter_lives_for_at_most_four_frames():

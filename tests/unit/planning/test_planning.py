@@ -10,7 +10,15 @@ import transformers as hf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cacovid.config import LearnersConfig, ModelConfig, ObjectiveConfig, PolicyConfig, SamplingConfig, TrainConfig
+from cacovid.config import (
+    LearnersConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    PolicyConfig,
+    RunConfig,
+    SamplingConfig,
+    TrainConfig,
+)
 from cacovid.config_files import load_config
 from cacovid.errors import UserError
 from cacovid.models.loading import load_video_llm
@@ -188,6 +196,14 @@ def test_rollouts_and_learning_are_added_up_over_a_step() -> None:
     fresh = make_plan(small_plan_config(objective=ObjectiveConfig(replay_bytes=0, replay_updates=3)))
     assert (fresh.learning_flops, fresh.replay_items) == (3 * 3 * 16 * policy.forward_flops, 0)
     assert (plan.replay_items, clipped.replay_items) == (2_000_000_000 // replica.item_bytes, 0)
+
+
+def test_the_price_of_a_run_is_its_answers_times_their_mean_prefill() -> None:
+    choices = SamplingConfig(group=8, tokens_per_frame=(1, 3), inner_iterations=2)
+    plan = make_plan(small_plan_config(run=RunConfig(steps=30, items_per_step=5), sampling=choices))
+    model = known_backbones()["llava-hf/llava-onevision-qwen2-0.5b-ov-hf"].meta_model()
+    assert plan.answers == 30 * 5 * 8 * 2
+    assert plan.answer_flops == (prefill_flops(model, plan.text + 32) + prefill_flops(model, plan.text + 96)) // 2
 
 
 def test_memory_is_there_for_the_largest_rate_that_may_come() -> None:

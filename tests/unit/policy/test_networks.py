@@ -10,7 +10,7 @@ from cacovid.policy.base import CompressionPolicy, PolicyOutput
 from cacovid.policy.batch import collate
 from cacovid.policy.build import build_policy
 from cacovid.policy.decoder_layer import FirstLayer
-from cacovid.policy.late import LatePolicy, pool_frames
+from cacovid.policy.late import LatePolicy, pool_frames, standardised
 from cacovid.records import PolicyInput, TokenGrid
 from tests.support.made_layers import tiny_layer, tiny_text_model
 from tests.support.made_records import make_input
@@ -136,7 +136,7 @@ def test_late_similarities_equal_the_slow_reference():
     policy, item = make_policy("late"), inputs_for("late")
     batch = collate([item, inputs_for("late", seed=1, after=9)])
     x = batch.features - batch.features.mean(dim=1, keepdim=True)
-    fast = policy._similarities(policy._video_projections(x)[1], batch)[0]
+    fast = standardised(policy._similarities(policy._video_projections(x)[1], batch))[0]
     torch.testing.assert_close(fast, slow_late_similarities(policy, item), atol=1e-4, rtol=1e-4)
 
 
@@ -158,7 +158,7 @@ def test_late_scores_similarities_half_the_context_and_redundancy():
     policy, item = make_policy("late"), inputs_for("late")
     batch = collate([item])
     x = batch.features - batch.features.mean(dim=1, keepdim=True)
-    similarities = policy._similarities(policy._video_projections(x)[1], batch)
+    similarities = standardised(policy._similarities(policy._video_projections(x)[1], batch))
     parts = [similarities, 0.5 * policy.context(x), policy._redundancy(x, batch)]
     torch.testing.assert_close(policy(batch).token_logits, policy.scorer(torch.cat(parts, dim=-1)))
 

@@ -11,10 +11,12 @@ from cacovid.errors import UserError
 from cluster.training.run_directory import RunDirectory
 from cluster.training.run_status import RECENT, RunStatus, State, StatusFile
 
+FIFTY = TrainConfig(run={"steps": 50})
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
-    return RunDirectory.create(tmp_path / "run", TrainConfig(run={"steps": 50}))
+    return RunDirectory.create(tmp_path / "run", FIFTY)
 
 
 def row(step: int, seconds: float = 2.0) -> dict[str, float]:
@@ -29,7 +31,7 @@ def test_states_of_an_attempt(run: RunDirectory) -> None:
     def state() -> State:
         return RunStatus.read(run.folder).state
 
-    status = StatusFile(run, 50, 1, None)
+    status = StatusFile(run, FIFTY, 1, None)
     assert state() is State.STARTING
     status.actors(actors(wanted=2))
     assert state() is State.WAITING
@@ -49,7 +51,7 @@ def test_states_of_an_attempt(run: RunDirectory) -> None:
 
 
 def test_pace_and_rewards_are_means_over_the_newest_steps(run: RunDirectory) -> None:
-    status = StatusFile(run, 50, 1, None)
+    status = StatusFile(run, FIFTY, 1, None)
     for step in range(RECENT + 5):
         status.add(row(step, seconds=100.0 if step < 5 else 2.0), actors())
     found = RunStatus.read(run.folder)
@@ -62,10 +64,10 @@ def test_pace_and_rewards_are_means_over_the_newest_steps(run: RunDirectory) -> 
 
 
 def test_the_next_attempt_starts_from_the_files(run: RunDirectory) -> None:
-    StatusFile(run, 50, 1, None).error(RuntimeError("a learner died"))
+    StatusFile(run, FIFTY, 1, None).error(RuntimeError("a learner died"))
     run.metrics.write_text("".join(json.dumps(row(step)) + "\n" for step in range(3)))
     run.checkpoint(2).mkdir(parents=True)
-    second = StatusFile(run, 50, 2, "10.0.0.1:6379")
+    second = StatusFile(run, FIFTY, 2, "10.0.0.1:6379")
     found = RunStatus.read(run.folder)
     assert (found.attempt, found.error) == (2, None)
     assert (found.step, found.checkpoint, found.cluster) == (3, "step-000002", "10.0.0.1:6379")
@@ -77,7 +79,7 @@ def test_the_next_attempt_starts_from_the_files(run: RunDirectory) -> None:
 
 
 def test_the_copy_says_the_same(run: RunDirectory, tmp_path: Path) -> None:
-    status = StatusFile(run, 50, 1, None)
+    status = StatusFile(run, FIFTY, 1, None)
     status.copy_to(tmp_path / "copy.json")
     status.copy_to(None)  # a driver that is on no machine of the cluster
     assert (tmp_path / "copy.json").read_text() == (run.folder / "status.json").read_text()
