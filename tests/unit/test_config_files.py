@@ -46,6 +46,13 @@ def test_embedded_config_is_the_default() -> None:
     assert load_config(path) == TrainConfig()
 
 
+def test_the_frugal_config_differs_in_what_it_asks_of_the_frozen_model_alone() -> None:
+    frugal, plain = (load_config(path).by_name() for path in SHIPPED if path.stem in ("embedded-frugal", "embedded"))
+    changed = {name.partition(".")[0] for name in plain if plain[name] != frugal[name]}
+    assert changed == {"sampling", "objective", "evaluation", "run"}
+    assert plain["policy.kind"] == frugal["policy.kind"] == "late"
+
+
 def test_written_config_explains_every_field() -> None:
     lines = [line for line in to_toml(TrainConfig()).splitlines() if "=" in line]
     assert all(line.rpartition("# ")[2] for line in lines)
