@@ -66,15 +66,11 @@ class FirstLayer(nn.Module):
     @property
     def causal(self) -> bool:
         """See above."""
-        return bool(self.layer.self_attn.is_causal)  # type: ignore[union-attr, unused-ignore]
+        return bool(self.layer.self_attn.is_causal)  # type: ignore[union-attr]
 
     @causal.setter
     def causal(self, value: bool) -> None:
-<<<<<<< HEAD
-        self.layer.self_attn.is_causal = value  # type: ignore[union-attr]  # what decides without a mask
-=======
         self.layer.self_attn.is_causal = value  # type: ignore[union-attr]  # decides where there is no mask
->>>>>>> wt-paper
 
     @classmethod
     def from_language_model(cls, text_model: nn.Module) -> "FirstLayer":
