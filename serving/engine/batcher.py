@@ -44,7 +44,9 @@ class Batcher:
     def start(self) -> None:
         """Begin to take requests, the first time; a loop that has ended stays a fault."""
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._work())
+            loop = asyncio.get_running_loop()
+            self.engine.answerer.start(loop)
+            self._task = loop.create_task(self._work())
 
     async def stop(self) -> None:
         """Let the running batch finish, then end the thread."""
@@ -52,6 +54,7 @@ class Batcher:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await asyncio.to_thread(self._thread.shutdown)
+        self.engine.answerer.stop()
 
     def fault(self) -> str | None:
         """Why this engine is not healthy; None if it is."""
@@ -61,7 +64,7 @@ class Batcher:
             return f"a batch has lasted longer than engine.stall_s={self._config.stall_s}"
         if self._device_lost:
             return "the device has failed: CUDA answers nothing more in this process"
-        return None
+        return self.engine.answerer.fault()
 
     async def events(self, request: EngineRequest, clips: Sequence[Clip]) -> AsyncGenerator[Event, None]:
         """All events of one request; leaving early takes it out of its batch at the next token."""

@@ -13,7 +13,8 @@ from transformers import LogitsProcessor, StoppingCriteria
 
 from cacovid.seeding import generator
 from serving.engine.prompts import Prompt
-from serving.engine.records import Decoding, Delta, Finished, FinishReason
+from serving.engine.records import Decoding, Delta, Failed, Finished, FinishReason, Token
+from serving.errors import ApiError
 
 
 class RowSampler(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
@@ -116,17 +117,22 @@ class Row:
         self._first_token_s = 0.0
         self._text = TextAssembler(tokenizer, self.decoding.stop)
 
-    def take(self, token: int, ends: Sequence[int], elapsed_s: float) -> None:
-        """One more token of this row, ``elapsed_s`` after its batch began."""
+    def take(self, token: Token, ends: Sequence[int], elapsed_s: float) -> None:
+        """One more token of this row, ``elapsed_s`` after its answer began."""
         self._first_token_s = self._first_token_s or elapsed_s
-        if token in ends:
+        if token.id in ends:
             self._finish("stop", elapsed_s)
             return
         self._tokens += 1
-        self._tell(self._text.push(token))
+        self._tell(self._text.push(token.id))
         cancelled = self.prompt.job.cancelled.is_set()
         if self._text.stopped or self._tokens >= self.decoding.max_tokens or cancelled:
             self._finish("length", elapsed_s)
+
+    def fail(self, error: ApiError) -> None:
+        """Nothing more comes."""
+        self.done = True
+        self.prompt.job.emit(Failed(error))
 
     def _finish(self, reason: FinishReason, elapsed_s: float) -> None:
         if not self._text.stopped:
@@ -153,5 +159,5 @@ class RowWatcher(StoppingCriteria):  # type: ignore[misc]  # transformers is unt
         elapsed = time.perf_counter() - self._started
         for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
             if not row.done:
-                row.take(token, self._ends, elapsed)
+                row.take(Token(token), self._ends, elapsed)
         return torch.tensor([row.done for row in self._rows], device=input_ids.device)

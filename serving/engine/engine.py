@@ -2,45 +2,33 @@
 
     jobs -> encode, each alone -> score, those of one policy and token grid together -> select, each alone
          -> emit Compressed                    (requests without decoding)
-         -> Started, generate, those that keep equally many tokens together -> Delta ... Finished, each at its own end
+         -> Started, then the answerer's: Delta ... Finished, each at its own end
 
-Towers of cached clips are skipped. Prompts that are answered together may differ in length: they are padded on
-the left. A refusal or fault at any step is the last event of its jobs alone; the batch goes on without them.
+Towers of cached clips are skipped. A refusal or fault at any step is the last event of its jobs alone; the batch goes
+on without them.
 
 Shape legend: B requests, k retained tokens.
 """
 
 import io
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
-from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from cacovid.errors import UserError
 from cacovid.models.adapter import VideoLLM
 from cacovid.policy.base import CompressionPolicy
 from serving.config import EngineConfig
-from serving.engine.decoding import Row, RowSampler, RowWatcher
+from serving.engine.answerer import Answerer
+from serving.engine.decoding import Row
 from serving.engine.embeddings import kept_embeddings, prompt_embeds
-from serving.engine.join import join
+from serving.engine.grouping import grouped
 from serving.engine.prompts import Job, Prompt, PromptBuilder, methods_of, run_policy
-from serving.engine.records import (
-    POLICY,
-    Compressed,
-    Failed,
-    ModelCard,
-    Started,
-)
-from serving.errors import ApiError, internal_error, invalid, overloaded
-
-logger = logging.getLogger("cacovid.serving.engine")
-
-Member = TypeVar("Member")
+from serving.engine.records import POLICY, Compressed, ModelCard, Started
+from serving.engine.refusals import refusals
+from serving.errors import ApiError, invalid, overloaded
 
 
 class Engine:
@@ -50,11 +38,12 @@ class Engine:
         video_llm: the frozen Video-LLM, shared by all policies.
         config: limits and sizes.
         base_id: model id that stands for the model without a policy.
+        answerer: draws the answers.
     """
 
-    def __init__(self, video_llm: VideoLLM, config: EngineConfig, base_id: str) -> None:
+    def __init__(self, video_llm: VideoLLM, config: EngineConfig, base_id: str, answerer: Answerer) -> None:
         self.video_llm = video_llm
-        self._config = config
+        self.answerer = answerer
         self._base_id = base_id
         self._policies: dict[str, CompressionPolicy] = {}
         self._builder = PromptBuilder(video_llm, config)
@@ -80,28 +69,25 @@ class Engine:
         return [*cards, self._card(self._base_id, None)]
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Answer ``jobs`` together; every job gets its events; its first Finished, Compressed or Failed is the last."""
+        """Prepare ``jobs``, begin their answers; a job's first Finished, Compressed or Failed is its last."""
         encoded: list[Prompt] = []
         for job in jobs:
-            with _refusals(job):
+            with refusals(job):
                 encoded.append(self._encoded(job))
         started = time.perf_counter()
-        scored = _passing(_grouped(encoded, _scored_together), _score)
+        scored = _passing(grouped(encoded, _scored_together), _score)
         selected = _passing([[each] for each in scored], lambda one: self._builder.select(one[0]))
         policy_s = time.perf_counter() - started
         rows: list[Row] = []
         for prompt in selected:
             prompt.policy_s = policy_s
             if prompt.request.decoding is None:
-                with _refusals(prompt.job):
+                with refusals(prompt.job):
                     prompt.job.emit(self._compressed(prompt))
             else:
                 prompt.job.emit(Started())
                 rows.append(Row(prompt, self.video_llm.processor.tokenizer))
-        for group in _grouped(rows, lambda row: _answered_together(row.prompt)):
-            for part in self._parts(group):
-                with _refusals(*(row.prompt.job for row in part)):
-                    self._generate(part)
+        self.answerer.begin(rows)
 
     def _encoded(self, job: Job) -> Prompt:
         job.started = time.perf_counter()
@@ -137,35 +123,6 @@ class Engine:
             frames=[_jpeg(frame) for clip in clips for frame in clip.frames] if "frames" in extras else [],
         )
 
-    def _parts(self, group: list[Row]) -> list[list[Row]]:
-        """Batches of at most ``max_batch_tokens`` tokens (but at least one request), padding included."""
-        parts: list[list[Row]] = []
-        longest = 0
-        for row in group:
-            length = row.prompt.length + row.decoding.max_tokens
-            longest = max(longest, length)
-            if parts and longest * (len(parts[-1]) + 1) <= self._config.max_batch_tokens:
-                parts[-1].append(row)
-            else:
-                parts.append([row])
-                longest = length
-        return parts
-
-    @torch.inference_mode()
-    def _generate(self, rows: Sequence[Row]) -> None:
-        """Draw tokens until every answer is whole."""
-        prompts = [row.prompt for row in rows]
-        llm = self.video_llm
-        packed = [llm.pack(prompt.encoded, prompt.kept[None].to(llm.device), prompt.positions) for prompt in prompts]
-        arguments: dict[str, Any] = join(packed, pad_token=int(llm.model.generation_config.pad_token_id))
-        llm.model.generate(
-            **arguments,
-            max_new_tokens=max(row.decoding.max_tokens for row in rows),
-            use_cache=True,
-            logits_processor=LogitsProcessorList([RowSampler([row.decoding for row in rows])]),
-            stopping_criteria=StoppingCriteriaList([RowWatcher(rows, llm.end_tokens)]),
-        )
-
     def _card(self, name: str, policy: CompressionPolicy | None) -> ModelCard:
         model = self.video_llm.config
         return ModelCard(
@@ -178,34 +135,11 @@ class Engine:
         )
 
 
-@contextmanager
-def _refusals(*jobs: Job) -> Iterator[None]:
-    """A refusal inside is the jobs' last event, if they have not had it; the batch goes on without them."""
-    try:
-        yield
-        return
-    except ApiError as error:
-        refusal = error
-    except UserError:  # scores that are not finite: the policy is broken, not the request
-        logger.exception("the policy of model %r cannot select", jobs[0].request.model)
-        refusal = ApiError(500, "policy_broken", "this model's policy gives no usable scores", "model")
-    except torch.OutOfMemoryError:
-        logger.warning("out of memory with %d requests: lower engine.max_batch_tokens", len(jobs))
-        refusal = overloaded("the model has no memory left for this request", 5)
-    except torch.AcceleratorError:
-        raise  # the device answers nobody any more
-    except Exception:
-        logger.exception("%d requests failed inside", len(jobs))
-        refusal = internal_error()
-    for job in jobs:
-        job.emit(Failed(refusal))
-
-
 def _passing(groups: Sequence[list[Prompt]], step: Callable[[list[Prompt]], None]) -> list[Prompt]:
     """Those of the groups that ``step`` did not refuse."""
     passed: list[Prompt] = []
     for group in groups:
-        with _refusals(*(prompt.job for prompt in group)):
+        with refusals(*(prompt.job for prompt in group)):
             step(group)
             passed += group
     return passed
@@ -216,22 +150,8 @@ def _score(group: list[Prompt]) -> None:
         run_policy(group)
 
 
-def _grouped(members: Sequence[Member], key: Callable[[Member], object]) -> list[list[Member]]:
-    """Those with equal keys together, in order of first appearance."""
-    groups: dict[object, list[Member]] = {}
-    for member in members:
-        groups.setdefault(key(member), []).append(member)
-    return list(groups.values())
-
-
 def _scored_together(prompt: Prompt) -> object:
     return prompt.method == POLICY, id(prompt.policy), prompt.encoded.grid
-
-
-def _answered_together(prompt: Prompt) -> object:
-    """Equally many injected rows, and equally many rows of positions."""
-    rows = len(prompt.kept) + prompt.encoded.pinned.shape[0]
-    return rows, prompt.encoded.position_ids.shape[0]
 
 
 def _jpeg(frame: Any) -> bytes:  # noqa: ANN401  an image array

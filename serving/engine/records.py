@@ -47,6 +47,14 @@ class Decoding:
     seed: int = 0  # of the draws where temperature > 0
 
 
+class Token(NamedTuple):
+    """One token of an answer, as an engine drew it."""
+
+    id: int
+    logprob: float = 0.0  # natural logarithm, of the model's own distribution: before temperature, top_p and penalties
+    top: tuple[tuple[int, float], ...] = ()  # the likeliest tokens with theirs, as many as were asked for
+
+
 @dataclass(frozen=True)
 class EngineRequest:
     """One question about any number of clips; with ``decoding`` it is answered, without only compressed."""
