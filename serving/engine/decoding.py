@@ -11,41 +11,26 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
-from cacovid.seeding import generator
+from serving.engine.drawing import Draws
 from serving.engine.prompts import Prompt
 from serving.engine.records import Decoding, Delta, Failed, Finished, FinishReason, Token
 from serving.errors import ApiError
 
 
 class RowSampler(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
-    """Draws each row with its own temperature, nucleus and generator.
-
-    Adding Gumbel noise to logits / temperature makes the argmax a draw from their softmax, so that
-    greedy generation draws; rows do not depend on which others share their batch.
-    """
+    """Draws each row with its own temperature, nucleus and noise, so that greedy generation draws."""
 
     def __init__(self, rows: Sequence[Decoding]) -> None:
-        self._rows = rows
-        self._generators = [generator("serving", row.seed) for row in rows]
+        self._draws = [Draws(row) for row in rows]
+        self._step = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(B, V) scores whose argmax is the token drawn."""
         drawn = scores.clone()
-        for place, (row, source) in enumerate(zip(self._rows, self._generators, strict=True)):
-            if row.temperature > 0:
-                logits = _nucleus(scores[place] / row.temperature, row.top_p)
-                uniform = torch.rand(logits.shape, generator=source, dtype=torch.float64).clamp_min(1e-300)
-                drawn[place] = logits - (-uniform.log()).log().to(logits)
+        for place, draws in enumerate(self._draws):
+            drawn[place] = draws.scores(scores[place], self._step)
+        self._step += 1
         return drawn
-
-
-def _nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """(V,) logits with all but the likeliest tokens that hold ``top_p`` of the mass at -inf."""
-    if top_p >= 1:
-        return logits
-    ordered, order = logits.sort(descending=True)
-    before = ordered.softmax(0).cumsum(0) - ordered.softmax(0)
-    return logits.index_fill(0, order[before >= top_p], float("-inf"))
 
 
 class TextAssembler:
