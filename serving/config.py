@@ -14,7 +14,7 @@ from cacovid.config import Count, Fraction, ModelConfig, Positive, Section
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MODEL_ID = r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}"
-MIB = 1 << 20
+MIB, GIB = 1 << 20, 1 << 30
 
 
 def _network(text: str) -> str:

@@ -79,7 +79,7 @@ class Batcher:
                 if isinstance(event, (Finished, Failed, Compressed)):
                     return
         finally:
-            job.cancelled.set()
+            job.cancel()
 
     async def answer(self, request: EngineRequest, clips: Sequence[Clip]) -> Outcome:
         """The outcome of one request as a whole."""

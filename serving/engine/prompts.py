@@ -47,6 +47,19 @@ class Job:
     submitted: float = field(default_factory=time.perf_counter)
     started: float = 0.0
     cancelled: threading.Event = field(default_factory=threading.Event)
+    _on_cancel: list[Callable[[], None]] = field(default_factory=list)
+
+    def on_cancel(self, call: Callable[[], None]) -> None:
+        """Have ``call`` made when nobody waits any more; at once if that is so."""
+        self._on_cancel.append(call)
+        if self.cancelled.is_set():
+            call()
+
+    def cancel(self) -> None:
+        """Nobody waits any more."""
+        self.cancelled.set()
+        for call in self._on_cancel:
+            call()
 
 
 @dataclass(eq=False)
