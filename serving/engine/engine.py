@@ -2,12 +2,10 @@
 
     jobs -> encode, each alone -> score, those of one policy and token grid together -> select, each alone
          -> emit Compressed                    (requests without decoding)
-         -> Started, generate, those that keep equally many tokens together -> Delta ... Finished, each at its own end
+         -> Started -> wait for room -> join the batch that is being written -> Delta ... Finished, each at its own end
 
-Towers of cached clips are skipped. Prompts that are answered together may differ in length: they are padded on
-the left. A refusal or fault at any step is the last event of its jobs alone; the batch goes on without them.
-
-Shape legend: B requests, k retained tokens.
+Towers of cached clips are skipped. Answers are written together whatever their prompts' lengths; between two tokens
+whole ones leave and further jobs join. A refusal or fault at any step is the last event of its jobs alone.
 """
 
 import io
@@ -19,15 +17,14 @@ from typing import Any, TypeVar
 
 import torch
 from PIL import Image
-from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from cacovid.errors import UserError
 from cacovid.models.adapter import VideoLLM
 from cacovid.policy.base import CompressionPolicy
 from serving.config import EngineConfig
-from serving.engine.decoding import Row, RowSampler, RowWatcher
+from serving.engine.batch import RunningBatch, of_one_length
+from serving.engine.decoding import Answering
 from serving.engine.embeddings import kept_embeddings, prompt_embeds
-from serving.engine.join import join
 from serving.engine.prompts import Job, Prompt, PromptBuilder, methods_of, run_policy
 from serving.engine.records import (
     POLICY,
@@ -79,8 +76,35 @@ class Engine:
         cards = [self._card(name, policy) for name, policy in self._policies.items()]
         return [*cards, self._card(self._base_id, None)]
 
-    def run(self, jobs: Sequence[Job]) -> None:
-        """Answer ``jobs`` together; every job gets its events; its first Finished, Compressed or Failed is the last."""
+    def run(self, jobs: Sequence[Job], more: Callable[[], Sequence[Job]] = tuple) -> None:
+        """Answer ``jobs`` and what joins them; every job's first Finished, Compressed or Failed is its last event.
+
+        Args:
+            jobs: to begin with.
+            more: asked between two tokens for jobs that have come since.
+        """
+        batch = RunningBatch(self.video_llm)
+        waiting = self._begun(jobs)
+        while waiting or batch.answerings:
+            joining, waiting = self._fitting(batch, waiting)
+            for part in of_one_length(joining):
+                with _refusals(*(answering.prompt.job for answering in part)):
+                    batch.add(part)
+            running = batch.answerings
+            if running:
+                batch = self._stepped(batch, running)
+            waiting += self._begun(more())
+
+    def _stepped(self, batch: RunningBatch, running: Sequence[Answering]) -> RunningBatch:
+        """The batch one token later; an empty one where it failed."""
+        after = RunningBatch(self.video_llm)
+        with _refusals(*(answering.prompt.job for answering in running)):
+            batch.step()
+            after = batch
+        return after
+
+    def _begun(self, jobs: Sequence[Job]) -> list[Answering]:
+        """Encode, score and select; what is to be answered of it."""
         encoded: list[Prompt] = []
         for job in jobs:
             with _refusals(job):
@@ -89,7 +113,7 @@ class Engine:
         scored = _passing(_grouped(encoded, _scored_together), _score)
         selected = _passing([[each] for each in scored], lambda one: self._builder.select(one[0]))
         policy_s = time.perf_counter() - started
-        rows: list[Row] = []
+        answerings: list[Answering] = []
         for prompt in selected:
             prompt.policy_s = policy_s
             if prompt.request.decoding is None:
@@ -97,11 +121,8 @@ class Engine:
                     prompt.job.emit(self._compressed(prompt))
             else:
                 prompt.job.emit(Started())
-                rows.append(Row(prompt, self.video_llm.processor.tokenizer))
-        for group in _grouped(rows, lambda row: _answered_together(row.prompt)):
-            for part in self._parts(group):
-                with _refusals(*(row.prompt.job for row in part)):
-                    self._generate(part)
+                answerings.append(Answering(prompt, self.video_llm.processor.tokenizer))
+        return answerings
 
     def _encoded(self, job: Job) -> Prompt:
         job.started = time.perf_counter()
@@ -137,34 +158,18 @@ class Engine:
             frames=[_jpeg(frame) for clip in clips for frame in clip.frames] if "frames" in extras else [],
         )
 
-    def _parts(self, group: list[Row]) -> list[list[Row]]:
-        """Batches of at most ``max_batch_tokens`` tokens (but at least one request), padding included."""
-        parts: list[list[Row]] = []
-        longest = 0
-        for row in group:
-            length = row.prompt.length + row.decoding.max_tokens
-            longest = max(longest, length)
-            if parts and longest * (len(parts[-1]) + 1) <= self._config.max_batch_tokens:
-                parts[-1].append(row)
-            else:
-                parts.append([row])
-                longest = length
-        return parts
+    def _fitting(self, batch: RunningBatch, waiting: Sequence[Answering]) -> tuple[list[Answering], list[Answering]]:
+        """Those of ``waiting``, in their order, that fit ``max_batch_tokens`` with the batch, padding included.
 
-    @torch.inference_mode()
-    def _generate(self, rows: Sequence[Row]) -> None:
-        """Draw tokens until every answer is whole."""
-        prompts = [row.prompt for row in rows]
-        llm = self.video_llm
-        packed = [llm.pack(prompt.encoded, prompt.kept[None].to(llm.device), prompt.positions) for prompt in prompts]
-        arguments: dict[str, Any] = join(packed, pad_token=int(llm.model.generation_config.pad_token_id))
-        llm.model.generate(
-            **arguments,
-            max_new_tokens=max(row.decoding.max_tokens for row in rows),
-            use_cache=True,
-            logits_processor=LogitsProcessorList([RowSampler([row.decoding for row in rows])]),
-            stopping_criteria=StoppingCriteriaList([RowWatcher(rows, llm.end_tokens)]),
-        )
+        An empty batch takes one whatever its size.
+        """
+        running = batch.answerings
+        widest, rows = max((each.width for each in running), default=0), sum(len(each.rows) for each in running)
+        for place, answering in enumerate(waiting):
+            widest, rows = max(widest, answering.width), rows + len(answering.rows)
+            if widest * rows > self._config.max_batch_tokens and (place or running):
+                return list(waiting[:place]), list(waiting[place:])
+        return list(waiting), []
 
     def _card(self, name: str, policy: CompressionPolicy | None) -> ModelCard:
         model = self.video_llm.config
@@ -226,12 +231,6 @@ def _grouped(members: Sequence[Member], key: Callable[[Member], object]) -> list
 
 def _scored_together(prompt: Prompt) -> object:
     return prompt.method == POLICY, id(prompt.policy), prompt.encoded.grid
-
-
-def _answered_together(prompt: Prompt) -> object:
-    """Equally many injected rows, and equally many rows of positions."""
-    rows = len(prompt.kept) + prompt.encoded.pinned.shape[0]
-    return rows, prompt.encoded.position_ids.shape[0]
 
 
 def _jpeg(frame: Any) -> bytes:  # noqa: ANN401  an image array
