@@ -91,17 +91,14 @@ class Engine:
                 with _refusals(*(answering.prompt.job for answering in part)):
                     batch.add(part)
             running = batch.answerings
-            if running:
-                batch = self._stepped(batch, running)
+            stepped = not running
+            with _refusals(*(answering.prompt.job for answering in running)):
+                if running:
+                    batch.step()
+                    stepped = True
+            if not stepped:  # what it holds may be torn
+                batch = RunningBatch(self.video_llm)
             waiting += self._begun(more())
-
-    def _stepped(self, batch: RunningBatch, running: Sequence[Answering]) -> RunningBatch:
-        """The batch one token later; an empty one where it failed."""
-        after = RunningBatch(self.video_llm)
-        with _refusals(*(answering.prompt.job for answering in running)):
-            batch.step()
-            after = batch
-        return after
 
     def _begun(self, jobs: Sequence[Job]) -> list[Answering]:
         """Encode, score and select; what is to be answered of it."""
