@@ -23,6 +23,7 @@ from cacovid.models.adapter import VideoLLM
 from cacovid.models.loading import load_video_llm
 from serving.config import EngineConfig
 from serving.engine.engine import Engine
+from serving.engine.generation import JoiningBatches
 from serving.engine.join import join
 from serving.engine.prompts import Job, Prompt, PromptBuilder
 from serving.engine.records import CompressionWish, Decoding, EngineRequest, Event
@@ -37,7 +38,7 @@ class Sides:
         self.tokens = tokens
         self.batch = batch
         self.config = EngineConfig(max_batch=batch)
-        self.engine = Engine(llm, self.config, "model")
+        self.engine = Engine(llm, self.config, "model", JoiningBatches(llm, self.config))
         self.jobs: list[Job] = []
         self.first: list[float] = []  # seconds to the first token of each request of the last call
         clip = draw_clip(0).frames

@@ -58,16 +58,39 @@ class MediaConfig(Section):
     cpus: Annotated[float, Field(ge=0)] = Field(0.25, description="CPUs that Ray reserves for one media replica")
 
 
+class VllmConfig(Section):
+    """What ``engine.kind: vllm`` adds: how vLLM runs inside the engine replica."""
+
+    gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.6, description="share of the GPU that vLLM takes; tower, policies and feature cache live in the rest"
+    )
+    kv_cache_bytes: Positive | None = Field(
+        None, description="memory for vLLM's key-value cache; None: what is left of its share (on CPU: 1 GiB)"
+    )
+    tensor_parallel_size: Positive = Field(1, description="GPUs that share the language model of one replica")
+    placement: Literal["PACK", "STRICT_PACK", "SPREAD"] = Field(
+        "STRICT_PACK", description="where those GPUs may lie: STRICT_PACK: on one node"
+    )
+    max_sequences: Positive = Field(64, description="answers that vLLM draws at once; others wait inside it")
+    max_step_tokens: Positive = Field(8_192, description="prompt and answer tokens of one step; longer prompts are cut")
+    prefix_caching: bool = Field(True, description="share the key-value cache of prompts that begin alike")
+    start_s: Seconds = Field(600.0, description="how long vLLM may take to load")
+
+
 class EngineConfig(Section):
     """The replicas that hold Video-LLM and policies."""
 
+    kind: Literal["transformers", "vllm"] = Field(
+        "transformers", description="what answers; 'vllm' needs cacovid[vllm] and batches continuously"
+    )
+    vllm: VllmConfig = VllmConfig()
     default_retention: Fraction = Field(0.1, description="share of video tokens kept where a request names none")
     default_max_tokens: Positive = Field(128, description="longest answer where a request names none")
     max_tokens: Positive = Field(1_024, description="longest answer that a request may ask for")
     max_prompt_tokens: Positive = Field(
         65_536, description="longest prompt before compression; the model has its cap too"
     )
-    max_batch: Positive = Field(8, description="requests answered together")
+    max_batch: Positive = Field(16, description="requests answered together")
     max_batch_tokens: Positive = Field(65_536, description="prompt and answer tokens of one batch, padding included")
     batch_wait_ms: Annotated[float, Field(ge=0)] = Field(
         2.0, description="how long an idle engine waits for further requests"

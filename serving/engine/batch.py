@@ -3,7 +3,7 @@
     add: prompts of about one length padded on the left -> one forward pass -> first tokens, cache rows
     step: one forward pass with all rows' last tokens -> next tokens
 
-Every row keeps its own positions, mask, sampler and text, so that no answer depends on its neighbours.
+Every row keeps its own positions, mask, draws and text, so that no answer depends on its neighbours.
 
 Shape legend: B rows, L columns of the cache, P position rows, V vocabulary.
 """
@@ -18,8 +18,9 @@ from transformers import DynamicCache
 
 from cacovid.models.adapter import VideoLLM
 from serving.engine.decoding import Answering, Row
+from serving.engine.drawing import Draws
 from serving.engine.join import join, join_caches, left_padded, select_rows
-from serving.engine.sampling import Sampler, token_logprob
+from serving.engine.records import Token
 
 _PADDING = 0.25  # of a forward pass over prompts, at most
 
@@ -29,20 +30,29 @@ class Writing:
 
     def __init__(self, row: Row, begun: float) -> None:
         self.row = row
-        self.sampler = Sampler(row.decoding)
+        self.draws = Draws(row.decoding)
         self.begun = begun
         self.last = 0
 
-    def take(self, token: int, logits: Tensor, llm: VideoLLM) -> bool:
+    def scores(self, logits: Tensor) -> Tensor:
+        """(V,) whose argmax is the next token, for ``logits`` (V,)."""
+        return self.draws.scores(logits, len(self.row.tokens), self.row.tokens)
+
+    def take(self, token: int, logits: Tensor, ends: Sequence[int]) -> bool:
         """The next token, drawn by ``logits`` (V,); whether the answer goes on."""
-        alternatives, tokenizer = self.row.decoding.logprobs, llm.processor.tokenizer
-        logprob = None if alternatives is None else token_logprob(logits, token, alternatives, tokenizer)
-        elapsed = time.perf_counter() - self.begun
-        answering = self.row.answering
-        answering.first_token_s = answering.first_token_s or elapsed
-        self.row.take(token, llm.end_tokens, elapsed, logprob)
+        alternatives = self.row.decoding.logprobs
+        told = Token(token) if alternatives is None else _told(logits, token, alternatives)
+        self.row.take(told, ends, time.perf_counter() - self.begun)
         self.last = token
-        return self.row.reason is None
+        return not self.row.done
+
+
+def _told(logits: Tensor, token: int, alternatives: int) -> Token:
+    """What the model itself thinks of ``token`` by its ``logits`` (V,), and of the likeliest ones."""
+    logprobs = logits.log_softmax(0)
+    best = logprobs.topk(min(alternatives, logprobs.shape[0]))
+    top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return Token(token, float(logprobs[token]), top)
 
 
 class RunningBatch:
@@ -115,12 +125,12 @@ class RunningBatch:
     def _take(self, rows: Sequence[Writing], logits: Tensor) -> list[int]:
         """Hand every row its next token; the places of those that go on."""
         scores = logits
-        if not all(writing.sampler.plain for writing in rows):
+        if not all(writing.draws.greedy for writing in rows):
             pairs = zip(rows, logits, strict=True)
-            scores = torch.stack([writing.sampler(own, writing.row.tokens) for writing, own in pairs])
+            scores = torch.stack([writing.scores(own) for writing, own in pairs])
         tokens = scores.argmax(1).tolist()
         drawn = zip(rows, tokens, logits, strict=True)
-        going = [writing.take(token, own, self._llm) for writing, token, own in drawn]
+        going = [writing.take(token, own, self._llm.end_tokens) for writing, token, own in drawn]
         return [place for place, goes in enumerate(going) if goes]
 
     def _reduce(self, keep: list[int]) -> None:

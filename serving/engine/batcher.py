@@ -49,7 +49,9 @@ class Batcher:
     def start(self) -> None:
         """Begin to take requests, the first time; a loop that has ended stays a fault."""
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._work())
+            loop = asyncio.get_running_loop()
+            self.engine.answerer.start(loop)
+            self._task = loop.create_task(self._work())
 
     async def stop(self) -> None:
         """Let the answers that are being written finish, then end the thread."""
@@ -58,6 +60,7 @@ class Batcher:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await asyncio.to_thread(self._thread.shutdown)
+        self.engine.answerer.stop()
 
     def fault(self) -> str | None:
         """Why this engine is not healthy; None if it is."""
@@ -67,7 +70,7 @@ class Batcher:
             return f"no token has come for longer than engine.stall_s={self._config.stall_s}"
         if self._device_lost:
             return "the device has failed: CUDA answers nothing more in this process"
-        return None
+        return self.engine.answerer.fault()
 
     async def events(self, request: EngineRequest, clips: Sequence[Clip]) -> AsyncGenerator[Event, None]:
         """All events of one request; leaving early takes it out of its batch at the next token."""
@@ -126,19 +129,18 @@ class Batcher:
                 await asyncio.wait_for(self._arrived.wait(), left)
             except TimeoutError:
                 break  # nobody else came
-        return self._take()
+        return self._take(self._config.max_batch)
 
     def _more(self) -> list[Job]:
         """Between two tokens, in the engine's thread: it lives, and there may be room for others."""
         self._busy_since = time.monotonic()
-        return [] if self._leaving else self._take()
+        writing = sum(not job.ended for job in self._taken)
+        return [] if self._leaving else self._take(self._config.max_batch - writing)
 
-    def _take(self) -> list[Job]:
-        """What waits and has room."""
-        self._taken = [job for job in self._taken if not job.ended]
-        room = min(len(self._queue), self._config.max_batch - len(self._taken))
-        jobs = [self._queue.popleft() for _ in range(room)]
-        self._taken += jobs
+    def _take(self, room: int) -> list[Job]:
+        """The first ``room`` of those that wait."""
+        jobs = [self._queue.popleft() for _ in range(min(len(self._queue), room))]
+        self._taken = [job for job in self._taken if not job.ended] + jobs
         return jobs
 
 

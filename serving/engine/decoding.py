@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from serving.engine.prompts import Prompt
-from serving.engine.records import Decoding, Delta, Finished, FinishReason, TokenLogprob
+from serving.engine.records import Decoding, Delta, Failed, Finished, FinishReason, Likely, Token, TokenLogprob
+from serving.errors import ApiError
 
 
 class TextAssembler:
@@ -65,7 +66,7 @@ class Row:
     Args:
         answering: the request that it belongs to.
         index: of the answer among those of its request.
-        decoding: its own record.
+        decoding: its own record, with ``n`` 1.
         tokenizer: turns tokens into text.
     """
 
@@ -75,6 +76,7 @@ class Row:
         self.tokens: list[int] = []
         self.reason: FinishReason | None = None  # None while it is being written
         self._index = index
+        self._tokenizer = tokenizer
         self._text = TextAssembler(tokenizer, decoding.stop)
 
     @property
@@ -82,16 +84,26 @@ class Row:
         """What it answers."""
         return self.answering.prompt
 
-    def take(self, token: int, ends: Sequence[int], elapsed_s: float, logprob: TokenLogprob | None = None) -> None:
-        """One more token, ``elapsed_s`` after its request began to be answered."""
-        if token in ends:
+    @property
+    def done(self) -> bool:
+        """It takes no more tokens."""
+        return self.reason is not None or self.prompt.job.ended
+
+    def take(self, token: Token, ends: Sequence[int], elapsed_s: float) -> None:
+        """One more token, ``elapsed_s`` after its answer began."""
+        self.answering.first_token_s = self.answering.first_token_s or elapsed_s
+        if token.id in ends:
             self._finish("stop", elapsed_s)
             return
-        self.tokens.append(token)
-        self._tell(self._text.push(token), logprob)
+        self.tokens.append(token.id)
+        self._tell(self._text.push(token.id), token)
         cancelled = self.prompt.job.cancelled.is_set()
         if self._text.stopped or len(self.tokens) >= self.decoding.max_tokens or cancelled:
             self._finish("length", elapsed_s)
+
+    def fail(self, error: ApiError) -> None:
+        """Nothing more comes, for none of its request's answers."""
+        self.prompt.job.emit(Failed(error))
 
     def _finish(self, reason: FinishReason, elapsed_s: float) -> None:
         if not self._text.stopped:
@@ -99,9 +111,17 @@ class Row:
         self.reason = "stop" if self._text.stopped else reason
         self.answering.ended(elapsed_s)
 
-    def _tell(self, text: str, logprob: TokenLogprob | None = None) -> None:
-        if text or logprob:
-            self.prompt.job.emit(Delta(text, self._index, () if logprob is None else (logprob,)))
+    def _tell(self, text: str, token: Token | None = None) -> None:
+        told = () if token is None or self.decoding.logprobs is None else (self._spoken(token),)
+        if text or told:
+            self.prompt.job.emit(Delta(text, self._index, told))
+
+    def _spoken(self, token: Token) -> TokenLogprob:
+        top = tuple(Likely(self._word(other), logprob) for other, logprob in token.top)
+        return TokenLogprob(self._word(token.id), token.logprob, top)
+
+    def _word(self, token: int) -> str:
+        return str(self._tokenizer.decode([token]))
 
 
 class Answering:

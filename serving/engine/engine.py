@@ -2,42 +2,33 @@
 
     jobs -> encode, each alone -> score, those of one policy and token grid together -> select, each alone
          -> emit Compressed                    (requests without decoding)
-         -> Started -> wait for room -> join the batch that is being written -> Delta ... Finished, each at its own end
+         -> Started, then the answerer's: Delta ... Finished, each at its own end
 
-Towers of cached clips are skipped. Answers are written together whatever their prompts' lengths; between two tokens
-whole ones leave and further jobs join. A refusal or fault at any step is the last event of its jobs alone.
+Towers of cached clips are skipped. A refusal or fault at any step is the last event of its jobs alone; the batch goes
+on without them.
+
+Shape legend: B requests, k retained tokens.
 """
 
 import io
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
 
-from cacovid.errors import UserError
 from cacovid.models.adapter import VideoLLM
 from cacovid.policy.base import CompressionPolicy
 from serving.config import EngineConfig
-from serving.engine.batch import RunningBatch, of_one_length
-from serving.engine.decoding import Answering
+from serving.engine.answerer import Answerer
+from serving.engine.decoding import Answering, Row
 from serving.engine.embeddings import kept_embeddings, prompt_embeds
+from serving.engine.grouping import grouped
 from serving.engine.prompts import Job, Prompt, PromptBuilder, methods_of, run_policy
-from serving.engine.records import (
-    POLICY,
-    Compressed,
-    Failed,
-    ModelCard,
-    Started,
-)
-from serving.errors import ApiError, internal_error, invalid, overloaded
-
-logger = logging.getLogger("cacovid.serving.engine")
-
-Member = TypeVar("Member")
+from serving.engine.records import POLICY, Compressed, ModelCard, Started
+from serving.engine.refusals import refusals
+from serving.errors import ApiError, invalid, overloaded
 
 
 class Engine:
@@ -47,11 +38,12 @@ class Engine:
         video_llm: the frozen Video-LLM, shared by all policies.
         config: limits and sizes.
         base_id: model id that stands for the model without a policy.
+        answerer: draws the answers.
     """
 
-    def __init__(self, video_llm: VideoLLM, config: EngineConfig, base_id: str) -> None:
+    def __init__(self, video_llm: VideoLLM, config: EngineConfig, base_id: str, answerer: Answerer) -> None:
         self.video_llm = video_llm
-        self._config = config
+        self.answerer = answerer
         self._base_id = base_id
         self._policies: dict[str, CompressionPolicy] = {}
         self._builder = PromptBuilder(video_llm, config)
@@ -77,49 +69,38 @@ class Engine:
         return [*cards, self._card(self._base_id, None)]
 
     def run(self, jobs: Sequence[Job], more: Callable[[], Sequence[Job]] = tuple) -> None:
-        """Answer ``jobs`` and what joins them; every job's first Finished, Compressed or Failed is its last event.
+        """Answer ``jobs`` and what joins them; a job's first Finished, Compressed or Failed is its last event.
+
+        Where the answerer draws elsewhere, it returns as soon as the answers have begun.
 
         Args:
             jobs: to begin with.
             more: asked between two tokens for jobs that have come since.
         """
-        batch = RunningBatch(self.video_llm)
-        waiting = self._begun(jobs)
-        while waiting or batch.answerings:
-            joining, waiting = self._fitting(batch, waiting)
-            for part in of_one_length(joining):
-                with _refusals(*(answering.prompt.job for answering in part)):
-                    batch.add(part)
-            running = batch.answerings
-            stepped = not running
-            with _refusals(*(answering.prompt.job for answering in running)):
-                if running:
-                    batch.step()
-                    stepped = True
-            if not stepped:  # what it holds may be torn
-                batch = RunningBatch(self.video_llm)
-            waiting += self._begun(more())
+        self._begin(jobs)
+        while self.answerer.advance():
+            self._begin(more())
 
-    def _begun(self, jobs: Sequence[Job]) -> list[Answering]:
-        """Encode, score and select; what is to be answered of it."""
+    def _begin(self, jobs: Sequence[Job]) -> None:
+        """Encode, score and select; begin the answers to what is to be answered."""
         encoded: list[Prompt] = []
         for job in jobs:
-            with _refusals(job):
+            with refusals(job):
                 encoded.append(self._encoded(job))
         started = time.perf_counter()
-        scored = _passing(_grouped(encoded, _scored_together), _score)
+        scored = _passing(grouped(encoded, _scored_together), _score)
         selected = _passing([[each] for each in scored], lambda one: self._builder.select(one[0]))
         policy_s = time.perf_counter() - started
-        answerings: list[Answering] = []
+        rows: list[Row] = []
         for prompt in selected:
             prompt.policy_s = policy_s
             if prompt.request.decoding is None:
-                with _refusals(prompt.job):
+                with refusals(prompt.job):
                     prompt.job.emit(self._compressed(prompt))
             else:
                 prompt.job.emit(Started())
-                answerings.append(Answering(prompt, self.video_llm.processor.tokenizer))
-        return answerings
+                rows += Answering(prompt, self.video_llm.processor.tokenizer).rows
+        self.answerer.begin(rows)
 
     def _encoded(self, job: Job) -> Prompt:
         job.started = time.perf_counter()
@@ -155,19 +136,6 @@ class Engine:
             frames=[_jpeg(frame) for clip in clips for frame in clip.frames] if "frames" in extras else [],
         )
 
-    def _fitting(self, batch: RunningBatch, waiting: Sequence[Answering]) -> tuple[list[Answering], list[Answering]]:
-        """Those of ``waiting``, in their order, that fit ``max_batch_tokens`` with the batch, padding included.
-
-        An empty batch takes one whatever its size.
-        """
-        running = batch.answerings
-        widest, rows = max((each.width for each in running), default=0), sum(len(each.rows) for each in running)
-        for place, answering in enumerate(waiting):
-            widest, rows = max(widest, answering.width), rows + len(answering.rows)
-            if widest * rows > self._config.max_batch_tokens and (place or running):
-                return list(waiting[:place]), list(waiting[place:])
-        return list(waiting), []
-
     def _card(self, name: str, policy: CompressionPolicy | None) -> ModelCard:
         model = self.video_llm.config
         return ModelCard(
@@ -180,34 +148,11 @@ class Engine:
         )
 
 
-@contextmanager
-def _refusals(*jobs: Job) -> Iterator[None]:
-    """A refusal inside is the jobs' last event, if they have not had it; the batch goes on without them."""
-    try:
-        yield
-        return
-    except ApiError as error:
-        refusal = error
-    except UserError:  # scores that are not finite: the policy is broken, not the request
-        logger.exception("the policy of model %r cannot select", jobs[0].request.model)
-        refusal = ApiError(500, "policy_broken", "this model's policy gives no usable scores", "model")
-    except torch.OutOfMemoryError:
-        logger.warning("out of memory with %d requests: lower engine.max_batch_tokens", len(jobs))
-        refusal = overloaded("the model has no memory left for this request", 5)
-    except torch.AcceleratorError:
-        raise  # the device answers nobody any more
-    except Exception:
-        logger.exception("%d requests failed inside", len(jobs))
-        refusal = internal_error()
-    for job in jobs:
-        job.emit(Failed(refusal))
-
-
 def _passing(groups: Sequence[list[Prompt]], step: Callable[[list[Prompt]], None]) -> list[Prompt]:
     """Those of the groups that ``step`` did not refuse."""
     passed: list[Prompt] = []
     for group in groups:
-        with _refusals(*(prompt.job for prompt in group)):
+        with refusals(*(prompt.job for prompt in group)):
             step(group)
             passed += group
     return passed
@@ -216,14 +161,6 @@ def _passing(groups: Sequence[list[Prompt]], step: Callable[[list[Prompt]], None
 def _score(group: list[Prompt]) -> None:
     if group[0].method == POLICY:
         run_policy(group)
-
-
-def _grouped(members: Sequence[Member], key: Callable[[Member], object]) -> list[list[Member]]:
-    """Those with equal keys together, in order of first appearance."""
-    groups: dict[object, list[Member]] = {}
-    for member in members:
-        groups.setdefault(key(member), []).append(member)
-    return list(groups.values())
 
 
 def _scored_together(prompt: Prompt) -> object:

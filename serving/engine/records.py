@@ -64,6 +64,14 @@ class Decoding:
         return [replace(self, n=1, seed=(self.seed + index) % 2**63) for index in range(self.n)]
 
 
+class Token(NamedTuple):
+    """One token of an answer, as an engine drew it."""
+
+    id: int
+    logprob: float = 0.0  # natural logarithm, of the model's own distribution: before temperature, top_p and penalties
+    top: tuple[tuple[int, float], ...] = ()  # the likeliest tokens with theirs, as many as were asked for
+
+
 @dataclass(frozen=True)
 class EngineRequest:
     """One question about any number of clips; with ``decoding`` it is answered, without only compressed."""

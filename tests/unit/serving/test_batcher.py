@@ -37,8 +37,8 @@ def with_batcher(engine: Engine, work, **config):
 
 def test_requests_that_wait_together_are_answered_together(llm, engine, monkeypatch):
     begun = []
-    begin = engine._begun
-    monkeypatch.setattr(engine, "_begun", lambda jobs: begun.append(len(jobs)) or begin(jobs))
+    begin = engine._begin
+    monkeypatch.setattr(engine, "_begin", lambda jobs: begun.append(len(jobs)) or begin(jobs))
 
     async def work(batcher: Batcher) -> list[Answer]:
         return await asyncio.gather(*(batcher.answer(asks(), [clip_of(0)]) for _ in range(7)))

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from serving.engine.decoding import TextAssembler
+from serving.engine.drawing import Draws
 from serving.engine.records import (
     Decoding,
     EngineRequest,
 )
-from serving.engine.sampling import Sampler
 from tests.support.serving_engine import WORDY, asks, clip_of, one, run, text_of
 
 
@@ -51,8 +51,8 @@ def test_draws_follow_the_softmax_within_the_nucleus():
         (0.7, 1.0, [0.625, 0.375, 0.0, 0.0]),
         (1.0, 0.5, [25 / 36.5, 9 / 36.5, 2.25 / 36.5, 0.25 / 36.5]),
     ]:
-        samplers = [Sampler(Decoding(1, temperature, top_p, (), seed)) for seed in range(draws)]
-        tokens = torch.stack([sampler(logits).argmax() for sampler in samplers])
+        rows = [Draws(Decoding(1, temperature, top_p, (), seed)) for seed in range(draws)]
+        tokens = torch.stack([row.scores(logits, 0).argmax() for row in rows])
         counts = torch.bincount(tokens, minlength=4).tolist()
         for count, share in zip(counts, expected, strict=True):
             assert abs(count / draws - share) <= 4 * math.sqrt(share * (1 - share) / draws)
@@ -60,16 +60,16 @@ def test_draws_follow_the_softmax_within_the_nucleus():
 
 def test_greedy_logits_are_left_as_they_are():
     logits = torch.randn(7, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(Sampler(Decoding(1))(logits, [1, 2, 2]), logits)
+    assert torch.equal(Draws(Decoding(1)).scores(logits, 3, [1, 2, 2]), logits)
 
 
 def test_penalties_are_openais():
     """mu[j] - c[j] * frequency - (c[j] > 0) * presence, of the answer's own tokens."""
     logits = torch.randn(7, generator=torch.Generator().manual_seed(0))
     expected = logits - torch.tensor([0, 1 * 0.5 + 2.0, 2 * 0.5 + 2.0, 0, 0, 0, 0])
-    sampler = Sampler(Decoding(1, presence_penalty=2.0, frequency_penalty=0.5))
-    assert torch.allclose(sampler(logits, [2, 1, 2]), expected)
-    assert torch.equal(sampler(logits, []), logits)
+    draws = Draws(Decoding(1, presence_penalty=2.0, frequency_penalty=0.5))
+    assert torch.allclose(draws.scores(logits, 3, [2, 1, 2]), expected)
+    assert torch.equal(draws.scores(logits, 0), logits)
 
 
 class Letters:
