@@ -90,9 +90,11 @@ class EngineConfig(Section):
     max_prompt_tokens: Positive = Field(
         65_536, description="longest prompt before compression; the model has its cap too"
     )
-    max_batch: Positive = Field(8, description="requests answered together")
+    max_batch: Positive = Field(16, description="requests answered together")
     max_batch_tokens: Positive = Field(65_536, description="prompt and answer tokens of one batch, padding included")
-    batch_wait_ms: Annotated[float, Field(ge=0)] = Field(2.0, description="how long a batch waits for further requests")
+    batch_wait_ms: Annotated[float, Field(ge=0)] = Field(
+        2.0, description="how long an idle engine waits for further requests"
+    )
     feature_cache_bytes: Count = Field(256 * MIB, description="memory for the towers' output of recent videos; 0: none")
     waiting: Positive = Field(64, description="requests of all clients that wait for a replica; more answer 503")
     ongoing: Positive = Field(16, description="requests that one replica holds at once")
@@ -100,7 +102,7 @@ class EngineConfig(Section):
     min_replicas: Positive = Field(1, description="engine replicas at rest")
     max_replicas: Positive = Field(1, description="engine replicas under load; one for each GPU or spare core")
     retries: Count = Field(2, description="times a request is sent again when its replica died")
-    stall_s: Seconds = Field(120.0, description="a batch that lasts longer makes the replica unhealthy")
+    stall_s: Seconds = Field(120.0, description="an engine that draws no token for so long makes its replica unhealthy")
     drain_s: Seconds = Field(60.0, description="how long a leaving replica may finish its requests")
     threads: Positive = Field(1, description="torch threads of one replica on CPU")
     cpus: Annotated[float, Field(ge=0)] = Field(0.5, description="CPUs that Ray reserves for one replica")

@@ -109,7 +109,7 @@ class _Service:
             id=_completion_id(),
             created=int(time.time()),
             model=body.model,
-            choices=[Choice(message=AssistantMessage(content=answer.text), finish_reason=finished.reason)],
+            choices=[Choice(message=AssistantMessage(content=answer.text), finish_reason=finished.reasons[0])],
             usage=self._usage(request, finished.report, finished.completion_tokens),
         )
 
@@ -181,7 +181,7 @@ class _Service:
                     match event:
                         case Delta(text):
                             yield chunk(name, model, created, {"content": text})
-                        case Finished(reason, tokens, report):
+                        case Finished((reason, *_), tokens, report):
                             usage = self._usage(request, report, tokens)
                             yield chunk(name, model, created, {}, reason)
                             if include_usage:

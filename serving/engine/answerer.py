@@ -29,6 +29,13 @@ class Answerer(Protocol):
         """
         ...
 
+    def advance(self) -> bool:
+        """Draw one token of every answer, where the engine's thread is to do that; whether any is being written there.
+
+        An answerer that draws elsewhere returns False at once.
+        """
+        ...
+
     def fault(self) -> str | None:
         """Why it answers nobody any more; None if it does."""
         ...

@@ -22,7 +22,7 @@ from cacovid.models.adapter import VideoLLM
 from cacovid.policy.base import CompressionPolicy
 from serving.config import EngineConfig
 from serving.engine.answerer import Answerer
-from serving.engine.decoding import Row
+from serving.engine.decoding import Answering, Row
 from serving.engine.embeddings import kept_embeddings, prompt_embeds
 from serving.engine.grouping import grouped
 from serving.engine.prompts import Job, Prompt, PromptBuilder, methods_of, run_policy
@@ -68,8 +68,21 @@ class Engine:
         cards = [self._card(name, policy) for name, policy in self._policies.items()]
         return [*cards, self._card(self._base_id, None)]
 
-    def run(self, jobs: Sequence[Job]) -> None:
-        """Prepare ``jobs``, begin their answers; a job's first Finished, Compressed or Failed is its last."""
+    def run(self, jobs: Sequence[Job], more: Callable[[], Sequence[Job]] = tuple) -> None:
+        """Answer ``jobs`` and what joins them; a job's first Finished, Compressed or Failed is its last event.
+
+        Where the answerer draws elsewhere, it returns as soon as the answers have begun.
+
+        Args:
+            jobs: to begin with.
+            more: asked between two tokens for jobs that have come since.
+        """
+        self._begin(jobs)
+        while self.answerer.advance():
+            self._begin(more())
+
+    def _begin(self, jobs: Sequence[Job]) -> None:
+        """Encode, score and select; begin the answers to what is to be answered."""
         encoded: list[Prompt] = []
         for job in jobs:
             with refusals(job):
@@ -86,7 +99,7 @@ class Engine:
                     prompt.job.emit(self._compressed(prompt))
             else:
                 prompt.job.emit(Started())
-                rows.append(Row(prompt, self.video_llm.processor.tokenizer))
+                rows += Answering(prompt, self.video_llm.processor.tokenizer).rows
         self.answerer.begin(rows)
 
     def _encoded(self, job: Job) -> Prompt:

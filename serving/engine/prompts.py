@@ -23,7 +23,7 @@ from cacovid.policy.base import CompressionPolicy
 from cacovid.records import VideoQuestion
 from serving.config import EngineConfig
 from serving.engine.cache import FeatureCache
-from serving.engine.records import ALL, POLICY, CompressionWish, EngineRequest, Event, Grid, Report, Timings
+from serving.engine.records import ALL, LAST, POLICY, CompressionWish, EngineRequest, Event, Grid, Report, Timings
 from serving.errors import ApiError, invalid
 from serving.media.records import Clip
 
@@ -39,11 +39,11 @@ _OPTION = re.compile(r"^[A-Z][.)] ", re.MULTILINE)
 
 @dataclass(eq=False)
 class Job:
-    """One request in the engine's hands; ``emit`` takes its events from the engine's thread."""
+    """One request in the engine's hands; ``sink`` takes its events from the engine's thread."""
 
     request: EngineRequest
     clips: Sequence[Clip]
-    emit: Callable[[Event], None]
+    sink: Callable[[Event], None]
     submitted: float = field(default_factory=time.perf_counter)
     started: float = 0.0
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -60,6 +60,14 @@ class Job:
         self.cancelled.set()
         for call in self._on_cancel:
             call()
+
+    ended: bool = False  # its last event has gone out
+
+    def emit(self, event: Event) -> None:
+        """Hand ``event`` on; nothing follows the last one."""
+        if not self.ended:
+            self.ended = isinstance(event, LAST)
+            self.sink(event)
 
 
 @dataclass(eq=False)

@@ -26,13 +26,13 @@ class EngineReplica:
         from cacovid.models.loading import load_video_llm
         from serving.engine.batcher import Batcher
         from serving.engine.engine import Engine
-        from serving.engine.generation import StaticBatches
+        from serving.engine.generation import JoiningBatches
 
         set_up_logs(config.log_level)
         if config.engine.gpus == 0:
             torch.set_num_threads(config.engine.threads)
         video_llm = load_video_llm(config.model)
-        self._engine = Engine(video_llm, config.engine, config.base_id, StaticBatches(video_llm, config.engine))
+        self._engine = Engine(video_llm, config.engine, config.base_id, JoiningBatches(video_llm, config.engine))
         self._batcher = Batcher(self._engine, config.engine)
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:

@@ -10,23 +10,22 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from itertools import count
 from typing import Any
 
 from prometheus_client import REGISTRY, Metric
-from vllm import SamplingParams
-from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from cacovid.models.adapter import VideoLLM
 from serving.config import EngineConfig
-from serving.engine.decoding import Row
-from serving.engine.records import Decoding, Token
+from serving.engine.decoding import Answering, Row
+from serving.engine.refusals import refusals
 from serving.errors import internal_error
 from serving.vllm.arguments import engine_arguments, set_environment
-from serving.vllm.names import DRAWS
 from serving.vllm.prompt import vllm_prompt
+from serving.vllm.sampling import sampling, tokens
 
 logger = logging.getLogger("cacovid.serving.engine")
 
@@ -58,9 +57,14 @@ class ContinuousBatches:
     def begin(self, rows: Sequence[Row]) -> None:
         """Hand ``rows`` to vLLM, from the engine's thread."""
         assert self._loop is not None
-        for row in rows:
-            prompt = vllm_prompt(row.prompt.encoded, row.prompt.kept, row.prompt.positions)
-            self._loop.call_soon_threadsafe(self._launch, row, prompt)
+        for answering in dict.fromkeys(row.answering for row in rows):
+            with refusals(answering.prompt.job):
+                prompt = vllm_prompt(answering.prompt.encoded, answering.prompt.kept, answering.prompt.positions)
+                self._loop.call_soon_threadsafe(self._launch, answering, prompt)
+
+    def advance(self) -> bool:
+        """False: vLLM's core draws."""
+        return False
 
     def fault(self) -> str | None:
         """Why vLLM answers nobody any more."""
@@ -78,14 +82,15 @@ class ContinuousBatches:
         """End vLLM's core."""
         self._vllm.shutdown()
 
-    def _launch(self, row: Row, prompt: Any) -> None:  # noqa: ANN401
+    def _launch(self, answering: Answering, prompt: Any) -> None:  # noqa: ANN401
         assert self._loop is not None
         if not self._tasks:
             self._last_token = time.monotonic()
-        task = self._loop.create_task(self._answer(row, prompt))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        row.prompt.job.on_cancel(lambda: self._cancel(task))
+        for row in answering.rows:
+            task = self._loop.create_task(self._answer(row, prompt))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            row.prompt.job.on_cancel(partial(self._cancel, task))
 
     def _cancel(self, task: "asyncio.Task[None]") -> None:
         assert self._loop is not None
@@ -94,12 +99,12 @@ class ContinuousBatches:
     async def _answer(self, row: Row, prompt: Any) -> None:  # noqa: ANN401
         """Take vLLM's tokens until the row is done; leaving the generator aborts the request in vLLM."""
         started = time.perf_counter()
-        wanted = _sampling(row.decoding, self._llm.end_tokens)
+        wanted = sampling(row.decoding, self._llm.end_tokens)
         try:
             async with aclosing(self._vllm.generate(prompt, wanted, str(next(self._numbers)))) as outputs:
                 async for output in outputs:
                     self._last_token = time.monotonic()
-                    for token in _tokens(output.outputs[0]):
+                    for token in tokens(output.outputs[0], row.decoding.logprobs or 0):
                         if not row.done:
                             row.take(token, self._llm.end_tokens, time.perf_counter() - started)
                     if row.done:
@@ -112,24 +117,3 @@ class ContinuousBatches:
             logger.exception("vLLM failed with a request")
         if not row.done:
             row.fail(internal_error())
-
-
-def _sampling(decoding: Decoding, ends: Sequence[int]) -> SamplingParams:
-    """Greedy towards vLLM: draws are made by :mod:`serving.vllm.draws`."""
-    return SamplingParams(
-        temperature=0.0,
-        max_tokens=decoding.max_tokens,
-        stop_token_ids=list(ends),
-        detokenize=False,
-        output_kind=RequestOutputKind.DELTA,
-        logprobs=0,
-        extra_args={DRAWS: vars(decoding)} if decoding.temperature > 0 else None,
-    )
-
-
-def _tokens(output: Any) -> list[Token]:  # noqa: ANN401  a CompletionOutput
-    likely = output.logprobs or [{}] * len(output.token_ids)
-    return [
-        Token(token, found[token].logprob if token in found else 0.0)
-        for token, found in zip(output.token_ids, likely, strict=True)
-    ]

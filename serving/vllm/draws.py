@@ -20,7 +20,7 @@ from serving.engine.records import Decoding
 from serving.vllm.names import DRAWS
 
 
-class SeededDraws(LogitsProcessor):  # type: ignore[misc]  # vLLM is not there where types are checked
+class SeededDraws(LogitsProcessor):
     """Draws of those requests that carry a :class:`Decoding` as ``extra_args[DRAWS]``."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
@@ -51,7 +51,7 @@ class SeededDraws(LogitsProcessor):  # type: ignore[misc]  # vLLM is not there w
     def apply(self, logits: Tensor) -> Tensor:
         """(B, V) logits whose argmax is the token drawn."""
         for place, (draws, answer) in self._rows.items():
-            logits[place] = draws.scores(logits[place], len(answer))
+            logits[place] = draws.scores(logits[place], len(answer), answer)
         return logits
 
 

@@ -55,6 +55,10 @@ class CompressedVideoLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsP
         }
     )
 
+    language_model: Any  # one of vLLM's
+    _mark_language_model: Any  # of SupportsMultiModal, like the next
+    _embed_text_input_ids: Any
+
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         config = vllm_config.model_config.hf_config
@@ -98,9 +102,7 @@ class CompressedVideoLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsP
         is_multimodal: Tensor | None = None,
     ) -> Tensor:
         """(C, D) embeddings with the rows in place of their placeholders."""
-        embeds = self._embed_text_input_ids(
-            input_ids, self.language_model.embed_input_ids, is_multimodal=is_multimodal
-        )
+        embeds = self._embed_text_input_ids(input_ids, self.language_model.embed_input_ids, is_multimodal=is_multimodal)
         if multimodal_embeddings is None or len(multimodal_embeddings) == 0:
             return embeds
         assert is_multimodal is not None

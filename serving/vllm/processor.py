@@ -1,4 +1,4 @@
-"""What vLLM asks about a model's media. Prompts come ready (:mod:`serving.vllm.prompt`): there is nothing to process."""
+"""What vLLM asks about a model's media: prompts come ready (:mod:`serving.vllm.prompt`), nothing is to be processed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -60,4 +60,4 @@ class NoProcessor(BaseMultiModalProcessor[CompressedInfo]):
 
 
 def _not_ready() -> ValueError:
-    return ValueError("this model takes prompts that were compressed before, with their own positions, and no raw media")
+    return ValueError("this model takes prompts that were compressed before, with their positions, and no raw media")

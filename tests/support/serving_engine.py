@@ -15,7 +15,7 @@ from cacovid.models.loading import load_video_llm
 from cacovid.policy.build import policy_for
 from serving.config import EngineConfig
 from serving.engine.engine import Engine
-from serving.engine.generation import StaticBatches
+from serving.engine.generation import JoiningBatches
 from serving.engine.prompts import Job
 from serving.engine.records import Decoding, Delta, EngineRequest, Event, Failed
 from serving.media.records import Clip
@@ -63,7 +63,7 @@ def tiny_policy(kind: str = KIND, seed: int = 0) -> str:
 def engine_of(kind: str = KIND, **config) -> Engine:
     """One policy, 'trained', and the model alone, 'plain'."""
     settings = EngineConfig(**config)
-    engine = Engine(tiny_llm(kind), settings, "plain", StaticBatches(tiny_llm(kind), settings))
+    engine = Engine(tiny_llm(kind), settings, "plain", JoiningBatches(tiny_llm(kind), settings))
     engine.load_policies({"trained": tiny_policy(kind)})
     return engine
 

@@ -27,7 +27,7 @@ from serving.api.telemetry import Telemetry
 from serving.backend import Backend
 from serving.config import ServiceConfig
 from serving.engine.engine import Engine
-from serving.engine.generation import StaticBatches
+from serving.engine.generation import JoiningBatches
 from serving.page.routes import Sample
 from tests.support.local_backend import LocalBackend
 from tests.support.waiting import PATIENCE_S
@@ -77,7 +77,7 @@ class Running:
 @contextmanager
 def running(config: ServiceConfig, samples: Sequence[Sample] = (), keys: Sequence[str] = (KEY,)) -> Iterator[Running]:
     """Serve ``config`` on a free port of loopback until the block ends."""
-    engine = Engine(embedded_llm(), config.engine, config.base_id, StaticBatches(embedded_llm(), config.engine))
+    engine = Engine(embedded_llm(), config.engine, config.base_id, JoiningBatches(embedded_llm(), config.engine))
     engine.load_policies(config.policies)
     telemetry, admission = Telemetry("test"), Admission()
     backend = LocalBackend(engine, config)

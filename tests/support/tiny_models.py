@@ -174,6 +174,10 @@ def _qwen_processor(kind: type[hf.ProcessorMixin], videos: hf.BaseVideoProcessor
     )
 
 
+def _sections(head: int) -> list[int]:
+    return [head // 4, head // 8, head // 8]
+
+
 def _qwen_ids(processor: hf.ProcessorMixin) -> dict[str, int]:
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     return dict(zip(names, processor.tokenizer.convert_tokens_to_ids(list(MARKERS)), strict=True))
@@ -192,7 +196,7 @@ def _qwen2_5_vl(head: int) -> Built:
         "out_hidden_size": 32,
         "tokens_per_second": 2,
     }
-    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [head // 4, head // 8, head // 8]}
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": _sections(head)}
     text = _text_sizes(head, rope_parameters=rope)
     config = hf.Qwen2_5_VLConfig(vision_config=vision, text_config=text, **_qwen_ids(processor))
     return hf.Qwen2_5_VLForConditionalGeneration(config), processor
@@ -210,7 +214,12 @@ def _qwen3_vl(head: int) -> Built:
         "num_position_embeddings": 144,
         "deepstack_visual_indexes": [0, 1],
     }
-    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [head // 4, head // 8, head // 8], "mrope_interleaved": True}
+    rope = {
+        "rope_type": "default",
+        "rope_theta": 10_000.0,
+        "mrope_section": [head // 4, head // 8, head // 8],
+        "mrope_interleaved": True,
+    }
     text = _text_sizes(head, rope_parameters=rope, head_dim=head)
     config = hf.Qwen3VLConfig(vision_config=vision, text_config=text, **_qwen_ids(processor))
     return hf.Qwen3VLForConditionalGeneration(config), processor
