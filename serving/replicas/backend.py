@@ -51,9 +51,11 @@ class ServeBackend:
         return cards
 
     async def metrics(self, own: list[Metric]) -> list[list[Metric]]:
-        """From every ingress replica, this one included."""
-        found = await self._ingress.broadcast("families").results_async(timeout_s=5, return_exceptions=True)
-        return [families for families in found if isinstance(families, list)] or [own]
+        """From every ingress replica, this one included, and from the engines."""
+        asked = [handle.broadcast("families") for handle in (self._ingress, self._engine)]
+        found = await asyncio.gather(*(each.results_async(timeout_s=5, return_exceptions=True) for each in asked))
+        ingress, engines = ([families for families in part if isinstance(families, list)] for part in found)
+        return (ingress or [own]) + engines
 
     async def stream(self, request: EngineRequest, videos: Sequence[VideoInput]) -> AsyncGenerator[Event, None]:
         """Events up to Finished or Failed."""

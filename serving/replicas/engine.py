@@ -1,16 +1,22 @@
 """The deployment that holds Video-LLM and policies."""
 
 import logging
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from serving.config import ServiceConfig
+from prometheus_client import Metric
+from ray import serve
+
+from serving.config import EngineConfig, ServiceConfig
 from serving.engine.records import EngineRequest, Event, Failed, ModelCard, Outcome
 from serving.logs import set_up_logs
 from serving.media.records import Clip
 
 if TYPE_CHECKING:
+    from cacovid.models.adapter import VideoLLM
+    from serving.engine.answerer import Answerer
     from serving.engine.batcher import Batcher
 
 logger = logging.getLogger("cacovid.serving.engine")
@@ -26,13 +32,12 @@ class EngineReplica:
         from cacovid.models.loading import load_video_llm
         from serving.engine.batcher import Batcher
         from serving.engine.engine import Engine
-        from serving.engine.generation import JoiningBatches
 
         set_up_logs(config.log_level)
         if config.engine.gpus == 0:
             torch.set_num_threads(config.engine.threads)
         video_llm = load_video_llm(config.model)
-        self._engine = Engine(video_llm, config.engine, config.base_id, JoiningBatches(video_llm, config.engine))
+        self._engine = Engine(video_llm, config.engine, config.base_id, _answerer(video_llm, config.engine))
         self._batcher = Batcher(self._engine, config.engine)
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
@@ -59,6 +64,14 @@ class EngineReplica:
         """Every model id."""
         return self._engine.models()
 
+    async def families(self) -> list[Metric]:
+        """Metrics of what answers, with this replica's name."""
+        own = {"replica": serve.get_replica_context().replica_id.unique_id}
+        families = self._engine.answerer.metrics()
+        for family in families:
+            family.samples = [sample._replace(labels=own | sample.labels) for sample in family.samples]
+        return families
+
     async def check_health(self) -> None:
         """Raises RuntimeError when the batching loop has ended or a batch hangs; Serve then replaces the replica."""
         fault = self._running().fault()
@@ -69,6 +82,23 @@ class EngineReplica:
         """The batcher, started in the loop that requests run in."""
         self._batcher.start()
         return self._batcher
+
+
+def _answerer(video_llm: "VideoLLM", config: EngineConfig) -> "Answerer":
+    """What draws the answers, by ``engine.kind``."""
+    if config.kind == "transformers":
+        from serving.engine.generation import JoiningBatches
+
+        return JoiningBatches(video_llm, config)
+    from serving.vllm.answerer import ContinuousBatches
+
+    return ContinuousBatches(video_llm, config, _end)
+
+
+def _end() -> None:
+    """End this process, whose vLLM is dead: Serve starts another, and what was asked is sent there."""
+    logger.error("this replica ends, because vLLM's core is dead")
+    os._exit(1)
 
 
 def _all_read(clips: tuple[Clip | Failed, ...]) -> list[Clip] | Failed:

@@ -18,12 +18,14 @@ from prometheus_client import REGISTRY, Metric
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from cacovid.errors import UserError
 from cacovid.models.adapter import VideoLLM
 from serving.config import EngineConfig
 from serving.engine.decoding import Answering, Row
 from serving.engine.refusals import refusals
 from serving.errors import internal_error
 from serving.vllm.arguments import engine_arguments, set_environment
+from serving.vllm.memory import check_share, leave_layers
 from serving.vllm.prompt import vllm_prompt
 from serving.vllm.sampling import sampling, tokens
 
@@ -34,9 +36,12 @@ class ContinuousBatches:
     """vLLM behind :class:`serving.engine.answerer.Answerer`.
 
     Args:
-        video_llm: what encodes; its language model's files are read by vLLM.
+        video_llm: what encodes; it loses its language model's layers, whose files vLLM reads itself.
         config: limits and sizes.
         on_death: called once vLLM's core is dead; what is asked of it then is never answered.
+
+    Raises:
+        UserError: vLLM cannot be started for this model, in this memory.
     """
 
     def __init__(self, video_llm: VideoLLM, config: EngineConfig, on_death: Callable[[], None]) -> None:
@@ -44,7 +49,14 @@ class ContinuousBatches:
         self._llm = video_llm
         self._config = config
         self._on_death = on_death
-        self._vllm = AsyncLLM.from_engine_args(engine_arguments(video_llm, config))
+        arguments = engine_arguments(video_llm, config)
+        leave_layers(video_llm)
+        check_share(video_llm, config.vllm)
+        try:
+            self._vllm = AsyncLLM.from_engine_args(arguments)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"vLLM did not start: {reason} (its own lines above say more; see docs/vllm.md)") from error
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._numbers = count()

@@ -1,5 +1,6 @@
 """How vLLM is started beside a Video-LLM that encodes: its arguments and environment."""
 
+import math
 import os
 from typing import Any
 
@@ -9,7 +10,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from cacovid.errors import UserError
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.loading import resolve_path
-from serving.config import GIB, EngineConfig
+from serving.config import GIB, REPLICA_GPU, EngineConfig
 from serving.vllm.names import ARCHITECTURE, LANGUAGE_MODELS, MODALITY
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -40,6 +41,7 @@ def engine_arguments(video_llm: VideoLLM, config: EngineConfig) -> AsyncEngineAr
         gpu_memory_utilization=own.gpu_memory_utilization,
         kv_cache_memory_bytes=kv_cache,
         tensor_parallel_size=own.tensor_parallel_size,
+        distributed_executor_backend="ray" if own.spans_nodes else None,
         max_num_seqs=own.max_sequences,
         max_num_batched_tokens=own.max_step_tokens,
         enable_prefix_caching=own.prefix_caching,
@@ -72,8 +74,11 @@ def set_environment(config: EngineConfig, cuda: bool) -> None:
     """What vLLM reads from the environment of this process, whose children its own processes are."""
     wanted = {
         "VLLM_NO_USAGE_STATS": "1",  # nothing is sent home
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(math.ceil(config.vllm.start_s)),
         "VLLM_USE_V2_MODEL_RUNNER": "0",  # whose draws serving.vllm.draws makes
     }
+    if config.vllm.spans_nodes:
+        wanted["VLLM_RAY_PER_WORKER_GPUS"] = str(1 - REPLICA_GPU)
     if not cuda:
         wanted |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(config.threads)}
     os.environ.update(wanted)
