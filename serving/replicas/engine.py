@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import Metric
 from ray import serve
 
-from serving.config import EngineConfig, ServiceConfig
+from serving.answerers import answerer_for
+from serving.config import ServiceConfig
 from serving.engine.records import EngineRequest, Event, Failed, ModelCard, Outcome
 from serving.logs import set_up_logs
 from serving.media.records import Clip
 
 if TYPE_CHECKING:
-    from cacovid.models.adapter import VideoLLM
-    from serving.engine.answerer import Answerer
     from serving.engine.batcher import Batcher
 
 logger = logging.getLogger("cacovid.serving.engine")
@@ -37,7 +36,7 @@ class EngineReplica:
         if config.engine.gpus == 0:
             torch.set_num_threads(config.engine.threads)
         video_llm = load_video_llm(config.model)
-        self._engine = Engine(video_llm, config.engine, config.base_id, _answerer(video_llm, config.engine))
+        self._engine = Engine(video_llm, config.engine, config.base_id, answerer_for(video_llm, config.engine, _end))
         self._batcher = Batcher(self._engine, config.engine)
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
@@ -82,17 +81,6 @@ class EngineReplica:
         """The batcher, started in the loop that requests run in."""
         self._batcher.start()
         return self._batcher
-
-
-def _answerer(video_llm: "VideoLLM", config: EngineConfig) -> "Answerer":
-    """What draws the answers, by ``engine.kind``."""
-    if config.kind == "transformers":
-        from serving.engine.generation import JoiningBatches
-
-        return JoiningBatches(video_llm, config)
-    from serving.vllm.answerer import ContinuousBatches
-
-    return ContinuousBatches(video_llm, config, _end)
 
 
 def _end() -> None:
