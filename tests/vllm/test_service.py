@@ -125,26 +125,11 @@ VALUES = [
     {"type": "x"},
     {"a": {}},
 ]
-FIELDS = [
-    "n",
-    "seed",
-    "stop",
-    "logprobs",
-    "top_logprobs",
-    "temperature",
-    "top_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "response_format",
-    "max_tokens",
-    "max_completion_tokens",
-    "stream",
-    "stream_options",
-    "compression",
-    "media_io_kwargs",
-    "messages",
-    "model",
-]
+FIELDS = (
+    *("n", "seed", "stop", "logprobs", "top_logprobs", "temperature", "top_p", "presence_penalty", "frequency_penalty"),
+    *("response_format", "max_tokens", "max_completion_tokens", "stream", "stream_options", "compression", "messages"),
+    *("media_io_kwargs", "model"),
+)
 
 
 def spoilt(count: int) -> list[dict]:
