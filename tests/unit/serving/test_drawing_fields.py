@@ -79,11 +79,11 @@ def test_a_stream_tells_the_same_as_the_whole_answer(client, stop):
 
 def test_the_answers_of_one_request_are_those_of_the_seeds_one_after_the_other(client):
     def asked(**changes: int) -> Any:
-        wish = {"model": BASE, "prompt": "what color is", "temperature": 2.0, "seed": 11, "max_tokens": 4}
+        wish = {"model": BASE, "prompt": "what color is the ring", "temperature": 2.0, "seed": 1, "max_tokens": 4}
         return client.completions.create(**(wish | changes))
 
     several = asked(n=4)
-    alone = [asked(seed=11 + index) for index in range(4)]
+    alone = [asked(seed=1 + index) for index in range(4)]
     assert [choice.text for choice in several.choices] == [one.choices[0].text for one in alone]
     assert [choice.index for choice in several.choices] == [0, 1, 2, 3]
     assert several.usage.completion_tokens == sum(one.usage.completion_tokens for one in alone)

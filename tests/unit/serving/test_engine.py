@@ -142,10 +142,10 @@ def test_an_answer_with_penalties_is_that_of_a_slow_loop(kind):
     answer: list[int] = []
     for _ in range(decoding.max_tokens):
         with torch.inference_mode():
-            logits = llm.model(**given, use_cache=False).logits[0, -1]
+            logits = llm.model(**given, use_cache=False).logits[0, -1].tolist()
         for token in set(answer):
             logits[token] -= 0.7 + 1.3 * answer.count(token)
-        answer.append(int(logits.argmax()))
+        answer.append(logits.index(max(logits)))
         given["input_ids"] = torch.cat([given["input_ids"], torch.tensor([answer[-1:]])], dim=1)
         given["attention_mask"] = torch.ones_like(given["input_ids"])
         positions = given["position_ids"]
