@@ -133,6 +133,7 @@ class ApiConfig(Section):
     max_text_chars: Positive = Field(32_768, description="characters of all text in one request")
     max_messages: Positive = Field(64, description="messages of one request")
     max_videos: Positive = Field(4, description="videos of one request")
+    max_answers: Positive = Field(8, description="answers drawn for one request, its n")
     retry_after_s: Positive = Field(2, description="what a full queue answers in Retry-After")
     page: bool = Field(True, description="serve the page at /")
     samples: Count = Field(4, description="sample clips offered on the page (embedded model only)")

@@ -227,8 +227,16 @@ class VideoLLM(ABC):
             input_ids = self._tokenize(messages, clips)
             return self._assemble(input_ids, clips)
 
+    def encode_text(self, text: str) -> Encoded:
+        """Encode plain text, without a chat's template and without a clip (N = 0).
+
+        Raises:
+            BadItem: The text contains the model's own placeholder tokens.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            return self._assemble(self._ids(text), [])
+
     def _tokenize(self, messages: Sequence[Message], clips: Sequence[VideoFeatures]) -> Tensor:
-        tokenizer = self.processor.tokenizer
         parts = self._render(messages).split(self.processor.video_token)
         if len(parts) != len(clips) + 1:
             raise BadItem(
@@ -236,6 +244,10 @@ class VideoLLM(ABC):
                 f"give one clip each and remove {self.processor.video_token!r} from the text"
             )
         text = parts[0] + "".join(clip.placeholder + part for clip, part in zip(clips, parts[1:], strict=True))
+        return self._ids(text)
+
+    def _ids(self, text: str) -> Tensor:
+        tokenizer = self.processor.tokenizer
         begins = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
         ids = tokenizer(text, add_special_tokens=not begins)["input_ids"]
         return torch.tensor(ids, dtype=torch.long, device=self.device)

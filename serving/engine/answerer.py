@@ -12,6 +12,7 @@ from typing import Protocol
 from prometheus_client import Metric
 
 from serving.engine.decoding import Row
+from serving.engine.records import Decoding
 
 
 class Answerer(Protocol):
@@ -19,6 +20,10 @@ class Answerer(Protocol):
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Once, before the first row: requests run in ``loop``."""
+        ...
+
+    def check(self, decoding: Decoding) -> None:
+        """Raises ApiError (400) for what it cannot do, and names what can."""
         ...
 
     def begin(self, rows: Sequence[Row]) -> None:

@@ -106,6 +106,8 @@ class Engine:
         job.started = time.perf_counter()
         if job.cancelled.is_set() or job.started - job.submitted > job.request.time_left_s:
             raise overloaded("the request waited too long", 1)
+        if job.request.decoding is not None:
+            self.answerer.check(job.request.decoding)
         return self._builder.encode(job, self._policy(job.request.model))
 
     def _policy(self, model: str) -> CompressionPolicy | None:

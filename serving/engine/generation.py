@@ -14,7 +14,9 @@ from cacovid.models.adapter import VideoLLM
 from serving.config import EngineConfig
 from serving.engine.batch import RunningBatch, of_one_length
 from serving.engine.decoding import Answering, Row
+from serving.engine.records import Decoding
 from serving.engine.refusals import refusals
+from serving.errors import ApiError
 
 
 class JoiningBatches:
@@ -28,6 +30,17 @@ class JoiningBatches:
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """There is nothing to start."""
+
+    def check(self, decoding: Decoding) -> None:
+        """It draws freely."""
+        if decoding.structure is not None:
+            raise ApiError(
+                400,
+                "unsupported",
+                f"this service's engine cannot hold an answer to the form {decoding.structure.kind!r}: "
+                'the engine that can is set by engine.kind = "vllm"',
+                "response_format",
+            )
 
     def begin(self, rows: Sequence[Row]) -> None:
         """They wait until the batch has room."""

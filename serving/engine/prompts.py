@@ -137,7 +137,9 @@ class PromptBuilder:
         self._baselines = {name: method.for_model(video_llm) for name, method in SERVED.items()}
         tokenizer = video_llm.processor.tokenizer
         added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        self._control = tuple(dict.fromkeys([*added, str(video_llm.processor.video_token)]))
+        placeholder = str(tokenizer.convert_ids_to_tokens(video_llm.placeholder_id))
+        self._placeholders = tuple({placeholder, str(video_llm.processor.video_token)})
+        self._control = tuple(dict.fromkeys([*added, *self._placeholders]))
         text = video_llm.model.config.get_text_config()
         self._max_position = int(text.max_position_embeddings)
 
@@ -158,9 +160,14 @@ class PromptBuilder:
                 self._cache.get(clip.key, lambda clip=clip: self._llm.watch(clip.frames, fps=clip.fps))  # type: ignore[misc]
                 for clip in job.clips
             ]
-            encoded = self._llm.encode_chat(request.messages, features)
+            if request.prompt is None:
+                encoded = self._llm.encode_chat(request.messages, features)
+            else:
+                encoded = self._llm.encode_text(request.prompt)
         except UserError as error:
             raise invalid("messages", str(error)) from error
+        if encoded.length == 0:
+            raise invalid("prompt", "the text holds no word that the model knows: write some")
         if encoded.length > self._config.max_prompt_tokens:
             raise _too_long(encoded.length, self._config.max_prompt_tokens)
         fallback = self._llm.config.positions if policy is None else policy.metadata.positions
@@ -212,13 +219,18 @@ class PromptBuilder:
             raise _too_long(wanted, self._max_position)
 
     def _check_text(self, request: EngineRequest) -> None:
+        """Refuse control tokens in messages; the text of a text completion may hold all but placeholders of videos."""
         for message in request.messages:
             texts = [part["text"] for part in message["content"] if part["type"] == "text"]
             # Also one cut into several parts, which chat templates put together, some without the spaces around them.
-            whole = ("".join(texts), "".join(text.strip() for text in texts))
-            found = [token for token in self._control if any(token in text for text in whole)]
-            if found:
-                raise invalid("messages", f"the text holds the model's control token {found[0]!r}: remove it")
+            self._check_words("messages", self._control, ("".join(texts), "".join(text.strip() for text in texts)))
+        if request.prompt is not None:
+            self._check_words("prompt", self._placeholders, (request.prompt,))
+
+    def _check_words(self, field: str, tokens: Sequence[str], texts: Sequence[str]) -> None:
+        found = [token for token in tokens if any(token in text for text in texts)]
+        if found:
+            raise invalid(field, f"the text holds the model's control token {found[0]!r}: remove it")
 
 
 def run_policy(prompts: Sequence[Prompt]) -> None:

@@ -81,6 +81,7 @@ class EngineRequest:
     compression: CompressionWish = field(default_factory=CompressionWish)
     decoding: Decoding | None = None
     extras: frozenset[Extra] = frozenset()
+    prompt: str | None = None  # text to go on with, in place of messages
     time_left_s: float = 600.0  # given up afterwards
 
 

@@ -32,6 +32,7 @@ from tests.support.serving_engine import (
     one,
     run,
     text_of,
+    tiny_llm,
     tiny_policy,
 )
 from tests.support.tiny_models import BUILDERS
@@ -127,6 +128,30 @@ def test_the_answer_is_the_librarys(llm, engine):
         compressed.kept
     )
     assert finished.report.timings.generate >= finished.report.timings.first_token > 0
+
+
+@pytest.mark.parametrize("kind", ["llava_onevision", "qwen2_5_vl", "qwen3_vl"])
+def test_an_answer_with_penalties_is_that_of_a_slow_loop(kind):
+    """The whole prompt anew for every token, without cache; penalties by OpenAI's formula."""
+    llm, engine = tiny_llm(kind), engine_of(kind)
+    wish = CompressionWish(retention=0.3, method="uniform")
+    decoding = Decoding(max_tokens=10, presence_penalty=0.7, frequency_penalty=1.3, logprobs=0)
+    events = one(engine, asks(compression=wish, decoding=decoding))
+    kept = one(engine, compresses(compression=wish))[0].kept
+    given = llm.pack(llm.encode(llm.watch(clip_of(0).frames), QUESTION), torch.tensor([kept]))
+    answer: list[int] = []
+    for _ in range(decoding.max_tokens):
+        with torch.inference_mode():
+            logits = llm.model(**given, use_cache=False).logits[0, -1].tolist()
+        for token in set(answer):
+            logits[token] -= 0.7 + 1.3 * answer.count(token)
+        answer.append(logits.index(max(logits)))
+        given["input_ids"] = torch.cat([given["input_ids"], torch.tensor([answer[-1:]])], dim=1)
+        given["attention_mask"] = torch.ones_like(given["input_ids"])
+        positions = given["position_ids"]
+        given["position_ids"] = torch.cat([positions, positions[..., -1:] + 1], dim=-1)
+    words = [llm.processor.tokenizer.decode([token]) for token in answer]
+    assert [token.text for token in tokens_of(events)] == words
 
 
 def test_text_arrives_token_by_token(engine):
