@@ -71,20 +71,14 @@ class ContinuousBatches:
         """Raises ApiError (400) for a form of answers that vLLM cannot hold one to."""
         if decoding.structure is None:
             return
-        known = self._vllm.vllm_config
-        wanted = sampling(decoding, self._llm.end_tokens)
+        wanted, known = sampling(decoding, self._llm.end_tokens), self._vllm.vllm_config
+        model, drafts, forms = known.model_config, known.speculative_config, known.structured_outputs_config
         try:
-            wanted.verify(
-                known.model_config,
-                known.speculative_config,
-                known.structured_outputs_config,
-                self._vllm.get_tokenizer(),
-            )
+            wanted.verify(model, drafts, forms, self._vllm.get_tokenizer())
         except ValueError as error:
             reason = str(error).partition("\n")[0][:200]
-            raise ApiError(
-                400, "invalid_value", f"no answer can have this form: {reason}", "response_format"
-            ) from error
+            message = f"no answer can have this form: {reason}"
+            raise ApiError(400, "invalid_value", message, "response_format") from error
 
     def begin(self, rows: Sequence[Row]) -> None:
         """Hand ``rows`` to vLLM, from the engine's thread."""
