@@ -22,8 +22,9 @@ from cacovid.errors import UserError
 from cacovid.models.adapter import VideoLLM
 from serving.config import EngineConfig
 from serving.engine.decoding import Answering, Row
+from serving.engine.records import Decoding
 from serving.engine.refusals import refusals
-from serving.errors import internal_error
+from serving.errors import ApiError, internal_error
 from serving.vllm.arguments import engine_arguments, set_environment
 from serving.vllm.memory import check_share, leave_layers
 from serving.vllm.prompt import vllm_prompt
@@ -65,6 +66,19 @@ class ContinuousBatches:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Once, before the first row: requests run in ``loop``."""
         self._loop = loop
+
+    def check(self, decoding: Decoding) -> None:
+        """Raises ApiError (400) for a form of answers that vLLM cannot hold one to."""
+        if decoding.structure is None:
+            return
+        wanted, known = sampling(decoding, self._llm.end_tokens), self._vllm.vllm_config
+        model, drafts, forms = known.model_config, known.speculative_config, known.structured_outputs_config
+        try:
+            wanted.verify(model, drafts, forms, self._vllm.get_tokenizer())
+        except ValueError as error:
+            reason = str(error).partition("\n")[0][:200]
+            message = f"no answer can have this form: {reason}"
+            raise ApiError(400, "invalid_value", message, "response_format") from error
 
     def begin(self, rows: Sequence[Row]) -> None:
         """Hand ``rows`` to vLLM, from the engine's thread."""

@@ -101,6 +101,26 @@ def test_vllm_keeps_an_answer_to_its_form(service):
     assert answers <= {'"red"', '"blue"'}
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"structured_outputs": {"regex": "(((("}},
+        {"structured_outputs": {"grammar": "root ::= ("}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "c", "schema": {"type": "colour"}}}},
+    ],
+)
+def test_a_form_that_no_answer_can_have_is_refused(service, form):
+    answer = httpx.post(f"{service.url}/v1/chat/completions", json=chat() | form, headers=head(), timeout=PATIENCE_S)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "response_format"), answer.text
+
+
+def test_vllm_keeps_an_answer_to_its_choices(service):
+    asked = {"model": POLICY, "max_tokens": 12, "messages": messages(), "temperature": 1.0}
+    forms = {"structured_outputs": {"choice": ["red", "blue"]}}
+    answers = [service.client().chat.completions.create(**asked, seed=seed, extra_body=forms) for seed in range(6)]
+    assert {answer.choices[0].message.content for answer in answers} <= {"red", "blue"}
+
+
 def head() -> dict[str, str]:
     return {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
 
@@ -126,6 +146,7 @@ VALUES = [
     {"a": {}},
 ]
 FIELDS = (
+    "structured_outputs",
     *("n", "seed", "stop", "logprobs", "top_logprobs", "temperature", "top_p", "presence_penalty", "frequency_penalty"),
     *("response_format", "max_tokens", "max_completion_tokens", "stream", "stream_options", "compression", "messages"),
     *("media_io_kwargs", "model"),
