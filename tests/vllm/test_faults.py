@@ -84,6 +84,13 @@ def test_vllms_metrics_are_among_the_services(service):
     assert text.count("replica=") > 10
 
 
+def test_vllm_keeps_an_answer_to_its_schema(service):
+    form = {"type": "json_schema", "json_schema": {"name": "c", "schema": {"enum": ["red", "blue"]}}}
+    asked = {"max_tokens": 12, "temperature": 1.0, "response_format": form}
+    answers = [service.post(**asked, seed=seed).json()["choices"][0]["message"]["content"] for seed in range(6)]
+    assert set(answers) <= {'"red"', '"blue"'}
+
+
 def in_vllm(service: Service) -> float:
     """Answers that vLLM draws at the moment."""
     families = text_string_to_metric_families(get(f"{service.url}/metrics").text)
