@@ -14,7 +14,7 @@ def answerer_for(video_llm: "VideoLLM", config: EngineConfig, on_death: Callable
     """What draws the answers of one replica.
 
     Args:
-        video_llm: what encodes; with vLLM it loses its language model's layers.
+        video_llm: what encodes; where vLLM answers it loses its language model's layers.
         config: ``kind``, limits and sizes.
         on_death: called when what answers is dead and requests must go elsewhere.
 
@@ -25,6 +25,10 @@ def answerer_for(video_llm: "VideoLLM", config: EngineConfig, on_death: Callable
         from serving.engine.generation import JoiningBatches
 
         return JoiningBatches(video_llm, config)
+    if config.kind == "upstream":
+        from serving.upstream.answerer import UpstreamAnswers
+
+        return UpstreamAnswers(video_llm, config)
     from serving.vllm.answerer import ContinuousBatches
 
     return ContinuousBatches(video_llm, config, on_death)

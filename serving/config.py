@@ -83,13 +83,32 @@ class VllmConfig(Section):
         return self.tensor_parallel_size > 1 and self.placement != "node"
 
 
+def _server(text: str) -> str:
+    """Refuses what is no address of an HTTP server."""
+    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", text):
+        raise ValueError(f"{text!r} is no address of a server: write e.g. 'http://127.0.0.1:8001'")
+    return text
+
+
+class UpstreamConfig(Section):
+    """What ``engine.kind: upstream`` adds: a vLLM server elsewhere that answers compressed prompts."""
+
+    url: Annotated[str, AfterValidator(_server)] | None = Field(
+        None, description="the server, started with --enable-prompt-embeds, e.g. 'http://127.0.0.1:8001'"
+    )
+    model: str = Field("", description="its name of the model; '': the first that it lists")
+    key_file: str | None = Field(None, description="file with its bearer key; None: it asks for none")
+    connect_timeout_s: Seconds = Field(5.0, description="to connect; between two tokens engine.stall_s")
+
+
 class EngineConfig(Section):
     """The replicas that hold Video-LLM and policies."""
 
-    kind: Literal["transformers", "vllm"] = Field(
-        "transformers", description="what answers; 'vllm' needs cacovid[vllm] and batches continuously"
+    kind: Literal["transformers", "vllm", "upstream"] = Field(
+        "transformers", description="what answers; 'vllm' needs cacovid[vllm], 'upstream' a vLLM server elsewhere"
     )
     vllm: VllmConfig = VllmConfig()
+    upstream: UpstreamConfig = UpstreamConfig()
     default_retention: Fraction = Field(0.1, description="share of video tokens kept where a request names none")
     default_max_tokens: Positive = Field(128, description="longest answer where a request names none")
     max_tokens: Positive = Field(1_024, description="longest answer that a request may ask for")
@@ -177,6 +196,8 @@ class ServiceConfig(Section):
             )
         if self.engine.default_max_tokens > self.engine.max_tokens:
             raise ValueError("engine.default_max_tokens exceeds engine.max_tokens: lower it")
+        if (self.engine.kind == "upstream") != (self.engine.upstream.url is not None):
+            raise ValueError("engine.upstream.url belongs to engine.kind 'upstream': give both or neither")
         if self.api.max_body_bytes > self.api.max_held_bytes:
             raise ValueError("api.max_body_bytes exceeds api.max_held_bytes: raise the latter")
         for name, section in (("media", self.media), ("engine", self.engine), ("api", self.api)):

@@ -62,6 +62,7 @@ class VideoLLM(ABC):
 
     model_types: ClassVar[tuple[str, ...]]
     modality: ClassVar[Literal["video", "image"]] = "video"  # key of mm_encoder_outputs
+    has_deepstack: ClassVar[bool] = False  # the tower gives further levels, added after the LLM's first layers
     fewest_frames: ClassVar[int] = 1  # that the processor takes; shorter clips repeat their last frame
 
     def __init__(self, model: Any, processor: Any, config: ModelConfig) -> None:  # noqa: ANN401

@@ -87,6 +87,7 @@ class Qwen3VL(Qwen25VL):
     """``qwen3_vl``: a timestamp and markers around every temporal step; tower levels for the first layers."""
 
     model_types = ("qwen3_vl",)
+    has_deepstack = True
     fewest_frames = 2
 
     def _pool_patches(self, patches: Tensor, grid: TokenGrid) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from serving.engine.prompts import Prompt
-from serving.engine.records import Decoding, Delta, Failed, Finished, FinishReason, Likely, Token, TokenLogprob
+from serving.engine.records import Decoding, Delta, Failed, Finished, FinishReason, Likely, Started, Token, TokenLogprob
 from serving.errors import ApiError
 
 
@@ -91,7 +91,7 @@ class Row:
 
     def take(self, token: Token, ends: Sequence[int], elapsed_s: float) -> None:
         """One more token, ``elapsed_s`` after its answer began."""
-        self.answering.first_token_s = self.answering.first_token_s or elapsed_s
+        self.answering.begun(elapsed_s)
         if token.id in ends:
             self._finish("stop", elapsed_s)
             return
@@ -100,6 +100,11 @@ class Row:
         cancelled = self.prompt.job.cancelled.is_set()
         if self._text.stopped or len(self.tokens) >= self.decoding.max_tokens or cancelled:
             self._finish("length", elapsed_s)
+
+    def end(self, reason: FinishReason, elapsed_s: float) -> None:
+        """Nothing more comes, and what came is whole."""
+        self.answering.begun(elapsed_s)
+        self._finish(reason, elapsed_s)
 
     def fail(self, error: ApiError) -> None:
         """Nothing more comes, for none of its request's answers."""
@@ -142,6 +147,12 @@ class Answering:
     def width(self) -> int:
         """Columns that its rows may come to fill."""
         return self.prompt.length + self.rows[0].decoding.max_tokens
+
+    def begun(self, elapsed_s: float) -> None:
+        """The first token of any of its rows is there: until then a refusal is the request's only event."""
+        if not self.first_token_s:
+            self.first_token_s = elapsed_s
+            self.prompt.job.emit(Started())
 
     def ended(self, elapsed_s: float) -> None:
         """One of the rows is whole."""

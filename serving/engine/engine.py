@@ -2,7 +2,7 @@
 
     jobs -> encode, each alone -> score, those of one policy and token grid together -> select, each alone
          -> emit Compressed                    (requests without decoding)
-         -> Started, then the answerer's: Delta ... Finished, each at its own end
+         -> the answerer's: Started, Delta ... Finished, each at its own end
 
 Towers of cached clips are skipped. A refusal or fault at any step is the last event of its jobs alone; the batch goes
 on without them.
@@ -26,7 +26,7 @@ from serving.engine.decoding import Answering, Row
 from serving.engine.embeddings import kept_embeddings, prompt_embeds
 from serving.engine.grouping import grouped
 from serving.engine.prompts import Job, Prompt, PromptBuilder, methods_of, run_policy
-from serving.engine.records import POLICY, Compressed, ModelCard, Started
+from serving.engine.records import POLICY, Compressed, ModelCard
 from serving.engine.refusals import refusals
 from serving.errors import ApiError, invalid, overloaded
 
@@ -98,7 +98,6 @@ class Engine:
                 with refusals(prompt.job):
                     prompt.job.emit(self._compressed(prompt))
             else:
-                prompt.job.emit(Started())
                 rows += Answering(prompt, self.video_llm.processor.tokenizer).rows
         self.answerer.begin(rows)
 
@@ -146,7 +145,7 @@ class Engine:
             trained_steps=0 if policy is None else policy.metadata.trained_steps,
             methods=methods_of(policy),
             num_frames=model.num_frames,
-            positions=model.positions if policy is None else policy.metadata.positions,
+            positions=self._builder.positions(policy),
         )
 
 

@@ -170,16 +170,21 @@ class PromptBuilder:
             raise invalid("prompt", "the text holds no word that the model knows: write some")
         if encoded.length > self._config.max_prompt_tokens:
             raise _too_long(encoded.length, self._config.max_prompt_tokens)
-        fallback = self._llm.config.positions if policy is None else policy.metadata.positions
         return Prompt(
             job=job,
             policy=policy,
             method=method,
             retention=retention,
-            positions=request.compression.positions or fallback,
+            positions=request.compression.positions or self.positions(policy),
             encoded=encoded,
             encode_s=time.perf_counter() - started,
         )
+
+    def positions(self, policy: CompressionPolicy | None) -> Positions:
+        """Those of requests that name none."""
+        if self._config.kind == "upstream":
+            return "contiguous"  # a server elsewhere numbers prompts itself
+        return self._llm.config.positions if policy is None else policy.metadata.positions
 
     def select(self, prompt: Prompt) -> None:
         """Choose exactly ``budget(retention, N)`` tokens by the prompt's method.

@@ -48,8 +48,13 @@ def _folder() -> Path:
 
 
 @cache
+def tiny_folder(kind: str) -> str:
+    return str(save_tiny_model(kind, _folder() / kind))
+
+
+@cache
 def tiny_llm(kind: str) -> VideoLLM:
-    return load_video_llm(ModelConfig(path=str(save_tiny_model(kind, _folder() / kind)), num_frames=8))
+    return load_video_llm(ModelConfig(path=tiny_folder(kind), num_frames=8))
 
 
 @cache
