@@ -16,7 +16,7 @@ from serving.running import deploy, running_service
 from tests.integration.conftest import cluster  # noqa: F401  a fixture
 from tests.integration.test_serve_faults import BODY, Load, Service
 from tests.support.ports import free_port
-from tests.support.processes import processes
+from tests.support.processes import is_running, processes
 from tests.support.tiny_models import save_tiny_model
 from tests.support.waiting import get, wait_until
 from tests.vllm.engines import HEAD
@@ -52,7 +52,8 @@ def service(cluster, config) -> Iterator[Service]:  # noqa: F811
     port = free_port()
     with running_service(config, "127.0.0.1", port):
         yield Service(f"http://127.0.0.1:{port}", patience_s=PATIENCE_S)
-    wait_until(lambda: not processes(CORE))  # they end with their replica
+        left = core().pid
+    wait_until(lambda: not is_running(left))  # it ends with its replica
 
 
 def core() -> psutil.Process:
@@ -117,14 +118,14 @@ def test_a_killed_core_loses_nothing_that_was_accepted(service):
         wait_until(lambda: load.answered > 4, PATIENCE_S)
         killed.kill()
         before = load.answered
-        wait_until(lambda: not replica.is_running(), PATIENCE_S)
+        wait_until(lambda: not is_running(replica.pid), PATIENCE_S)
         wait_until(lambda: load.answered > before + 8, PATIENCE_S)
     assert Counter(status for status, _ in load.outcomes.elements()).keys() == {200}, load.outcomes
     assert len({text for _, text in load.outcomes}) == 1, "sent again, it says the same"
 
 
 def test_a_killed_replica_leaves_no_core_behind(service):
-    (replica,), orphan = replicas(), core()
+    (replica,), orphan = replicas(), core().pid
     replica.kill()
-    wait_until(lambda: not orphan.is_running(), PATIENCE_S)
+    wait_until(lambda: not is_running(orphan), PATIENCE_S)
     assert service.post(max_tokens=4).status_code == 200
