@@ -228,6 +228,24 @@ class VideoLLM(ABC):
             input_ids = self._tokenize(messages, clips)
             return self._assemble(input_ids, clips)
 
+    def rows_as_clip(self, rows: Tensor) -> VideoFeatures:
+        """What stands in :meth:`encode_chat` for rows (M, D) that the language model reads as they are.
+
+        They are pinned: never dropped. In the text, :attr:`processor`'s video token marks their place.
+
+        Raises:
+            BadItem: Rows of another width or that are not finite, or a model whose tower levels they lack.
+        """
+        if rows.shape[1] != self.hidden_size:
+            raise BadItem(f"rows of width {rows.shape[1]} for a model of width {self.hidden_size}: embed them with it")
+        if not rows.isfinite().all():
+            raise BadItem("rows that are not finite: embed the text again")
+        if self.has_deepstack:
+            raise BadItem(f"{self.kind} takes no rows in place of text, for they lack its tower levels: send text")
+        token = self.processor.tokenizer.convert_ids_to_tokens(self.placeholder_id)
+        empty, slots = rows[:0], tuple(range(rows.shape[0]))
+        return VideoFeatures(empty, TokenGrid(0, 0, 0), token * rows.shape[0], rows, slots)
+
     def encode_text(self, text: str) -> Encoded:
         """Encode plain text, without a chat's template and without a clip (N = 0).
 

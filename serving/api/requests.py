@@ -4,6 +4,7 @@ Fields of OpenAI's that would change the answer but are not supported are taken 
 changes nothing; unknown fields are refused, so that no wish is dropped in silence. A null wishes for nothing.
 """
 
+import base64
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -40,7 +41,14 @@ class VideoPart(Body):
     video_url: VideoUrl
 
 
-Part = Annotated[TextPart | VideoPart, Field(discriminator="type")]
+class EmbedsPart(Body):
+    """vLLM's: rows in place of text, which the language model reads as they are."""
+
+    type: Literal["prompt_embeds"]
+    data: Annotated[Text, Field(min_length=1)] = Field(description="base64 of torch.save of (tokens, width)")
+
+
+Part = Annotated[TextPart | VideoPart | EmbedsPart, Field(discriminator="type")]
 
 
 class ChatMessage(Body):
@@ -130,6 +138,7 @@ def engine_request(
     if len(body.messages) > config.api.max_messages:
         raise invalid("messages", f"{len(body.messages)} messages; at most {config.api.max_messages} are taken")
     videos: list[VideoInput] = []
+    embeds: list[bytes] = []
     messages: list[Message] = []
     characters = 0
     for place, message in enumerate(body.messages):
@@ -138,6 +147,9 @@ def engine_request(
             if isinstance(part, TextPart):
                 characters += len(part.text)
                 content.append({"type": "text", "text": part.text})
+            elif isinstance(part, EmbedsPart):
+                embeds.append(_decoded(part, place))
+                content.append({"type": "embeds"})
             else:
                 videos.append(_video(part.video_url, body.media_io_kwargs.video, config, place))
                 content.append({"type": "video"})
@@ -150,6 +162,7 @@ def engine_request(
     request = EngineRequest(
         model=body.model,
         messages=tuple(messages),
+        embeds=tuple(embeds),
         compression=body.compression,
         decoding=_decoding(body, config) if isinstance(body, ChatRequest) else None,
         extras=frozenset(body.include) if isinstance(body, CompressRequest) else frozenset(),
@@ -158,7 +171,14 @@ def engine_request(
     return request, videos
 
 
-def _parts(message: ChatMessage) -> list[TextPart | VideoPart]:
+def _decoded(part: EmbedsPart, message: int) -> bytes:
+    try:
+        return base64.b64decode(part.data, validate=True)
+    except ValueError:
+        raise invalid(f"messages.{message}.content.prompt_embeds", "data is no base64") from None
+
+
+def _parts(message: ChatMessage) -> list[TextPart | VideoPart | EmbedsPart]:
     if isinstance(message.content, str):
         return [TextPart(type="text", text=message.content)]
     return message.content

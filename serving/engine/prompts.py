@@ -24,6 +24,7 @@ from cacovid.records import VideoQuestion
 from serving.config import EngineConfig
 from serving.engine.cache import FeatureCache
 from serving.engine.records import ALL, LAST, POLICY, CompressionWish, EngineRequest, Event, Grid, Report, Timings
+from serving.engine.tensor_file import read_rows
 from serving.errors import ApiError, invalid
 from serving.media.records import Clip
 
@@ -156,14 +157,7 @@ class PromptBuilder:
         self._check_text(request)
         started = time.perf_counter()
         try:
-            features = [
-                self._cache.get(clip.key, lambda clip=clip: self._llm.watch(clip.frames, fps=clip.fps))  # type: ignore[misc]
-                for clip in job.clips
-            ]
-            if request.prompt is None:
-                encoded = self._llm.encode_chat(request.messages, features)
-            else:
-                encoded = self._llm.encode_text(request.prompt)
+            encoded = self._encoded(request, job.clips)
         except UserError as error:
             raise invalid("messages", str(error)) from error
         if encoded.length == 0:
@@ -179,6 +173,24 @@ class PromptBuilder:
             encoded=encoded,
             encode_s=time.perf_counter() - started,
         )
+
+    def _encoded(self, request: EngineRequest, clips: Sequence[Clip]) -> Encoded:
+        llm = self._llm
+        if request.prompt is not None:
+            return llm.encode_text(request.prompt)
+        watched = iter(
+            [self._cache.get(clip.key, lambda clip=clip: llm.watch(clip.frames, fps=clip.fps)) for clip in clips]  # type: ignore[misc]
+        )
+        if not request.embeds:
+            return llm.encode_chat(request.messages, list(watched))
+        given = iter([llm.rows_as_clip(_rows(content).to(llm.device, llm.dtype)) for content in request.embeds])
+        kinds = [part["type"] for message in request.messages for part in message["content"] if part["type"] != "text"]
+        mark = {"type": "text", "text": str(llm.processor.video_token)}  # no markers of a clip around it
+        messages = [
+            {**message, "content": [mark if part["type"] == "embeds" else part for part in message["content"]]}
+            for message in request.messages
+        ]
+        return llm.encode_chat(messages, [next(given if kind == "embeds" else watched) for kind in kinds])
 
     def positions(self, policy: CompressionPolicy | None) -> Positions:
         """Those of requests that name none."""
@@ -251,6 +263,13 @@ def run_policy(prompts: Sequence[Prompt]) -> None:
 def methods_of(policy: CompressionPolicy | None) -> tuple[str, ...]:
     """What ``compression.method`` may be for a model id."""
     return (*((POLICY,) if policy is not None else ()), *TRAINING_FREE, ALL)
+
+
+def _rows(content: bytes) -> Tensor:
+    try:
+        return read_rows(content)
+    except ValueError as error:
+        raise invalid("messages", f"prompt_embeds: {error}") from error
 
 
 def _method(wish: CompressionWish, policy: CompressionPolicy | None, default: float) -> tuple[str, float]:

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from cacovid.config import Positions
 from serving.errors import ApiError
 
-Message = Mapping[str, Any]  # of a chat, as transformers' chat templates take them; videos as {"type": "video"}
+# Of a chat, as transformers' chat templates take them; videos as {"type": "video"}, rows as {"type": "embeds"}.
+Message = Mapping[str, Any]
 Extra = Literal["embeddings", "prompt_embeds", "frames"]
 FinishReason = Literal["stop", "length"]
 
@@ -81,6 +82,7 @@ class EngineRequest:
     compression: CompressionWish = field(default_factory=CompressionWish)
     decoding: Decoding | None = None
     extras: frozenset[Extra] = frozenset()
+    embeds: tuple[bytes, ...] = ()  # torch.save of (tokens, width), one for each part of rows in the messages
     prompt: str | None = None  # text to go on with, in place of messages
     time_left_s: float = 600.0  # given up afterwards
 

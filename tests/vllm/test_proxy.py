@@ -128,7 +128,7 @@ def test_forms_of_answers_are_the_servers(proxy):
 def test_what_the_server_refuses_is_told(proxy):
     """Longer than its --max-model-len, which this service does not know."""
     with pytest.raises(openai.BadRequestError, match="the vLLM server refused the request") as refused:
-        ask(proxy.client(), model=POLICY, messages=messages("what " * 1500), max_tokens=1000)
+        ask(proxy.client(), model=POLICY, messages=messages("what " * 2500))
     assert refused.value.code == "upstream_refused"
 
 
@@ -136,6 +136,10 @@ def test_a_server_that_dies_is_told_at_once(proxy):
     """Last in this file."""
     for process in processes("vllm.entrypoints.openai.api_server"):
         process.kill()
-    with pytest.raises(openai.InternalServerError, match="the vLLM server") as refused:
-        ask(proxy.client())
-    assert (refused.value.status_code, refused.value.code) == (503, "upstream_unavailable")
+    codes = []
+    for _ in range(2):  # the first may have a connection from before
+        with pytest.raises(openai.InternalServerError, match="the vLLM server") as refused:
+            ask(proxy.client())
+        codes.append(refused.value.code)
+    assert codes[0] in ("upstream_lost", "upstream_unavailable")
+    assert (refused.value.status_code, codes[1]) == (503, "upstream_unavailable")
