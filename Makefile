@@ -54,7 +54,7 @@ $(VLLM)/.ready: pyproject.toml tests/support/vllm.txt tests/support/torchvision_
 	touch $@
 
 test-vllm: $(VLLM)/.ready
-	OMP_NUM_THREADS=1 $(VLLM)/bin/pytest -q -m vllm tests/vllm
+	OMP_NUM_THREADS=1 $(VLLM)/bin/pytest -q -m vllm -n 2 --dist loadfile tests/vllm
 
 # Not in .venv: it asks for older releases than we pin.
 lmms-eval: setup

@@ -15,6 +15,7 @@ from itertools import count
 from typing import Any
 
 from prometheus_client import REGISTRY, Metric
+from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -75,9 +76,9 @@ class ContinuousBatches:
         model, drafts, forms = known.model_config, known.speculative_config, known.structured_outputs_config
         try:
             wanted.verify(model, drafts, forms, self._vllm.get_tokenizer())
-        except ValueError as error:
-            reason = str(error).partition("\n")[0][:200]
-            message = f"no answer can have this form: {reason}"
+        except (VLLMValidationError, ValueError) as error:
+            logger.info("a form of answers is refused: %s", error)  # with paths, at times: not for the client
+            message = f"no answer can be held to this {decoding.structure.kind}: mend it"
             raise ApiError(400, "invalid_value", message, "response_format") from error
 
     def begin(self, rows: Sequence[Row]) -> None:
@@ -142,4 +143,10 @@ class ContinuousBatches:
         except Exception:
             logger.exception("vLLM failed with a request")
         if not row.done:
-            row.fail(internal_error())
+            row.fail(internal_error() if row.decoding.structure is None else _unsayable())
+
+
+def _unsayable() -> ApiError:
+    """vLLM ends an answer that no token can continue in its form."""
+    message = "this model's vocabulary has no words for an answer of this form: ask for another"
+    return ApiError(400, "invalid_value", message, "response_format")

@@ -92,21 +92,13 @@ def test_a_stream_says_what_the_whole_answer_says(service):
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == whole
 
 
-def test_vllm_keeps_an_answer_to_its_form(service):
-    form = {"type": "json_schema", "json_schema": {"name": "c", "schema": {"enum": ["red", "blue"]}}}
-    asked = {"model": POLICY, "max_tokens": 12, "messages": messages(), "temperature": 1.0, "response_format": form}
-    answers = {
-        service.client().chat.completions.create(**asked, seed=seed).choices[0].message.content for seed in range(6)
-    }
-    assert answers <= {'"red"', '"blue"'}
-
-
 @pytest.mark.parametrize(
     "form",
     [
         {"structured_outputs": {"regex": "(((("}},
         {"structured_outputs": {"grammar": "root ::= ("}},
         {"response_format": {"type": "json_schema", "json_schema": {"name": "c", "schema": {"type": "colour"}}}},
+        {"response_format": {"type": "json_object"}},  # for which the embedded model lacks the braces
     ],
 )
 def test_a_form_that_no_answer_can_have_is_refused(service, form):
