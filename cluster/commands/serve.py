@@ -69,7 +69,10 @@ def run(
     if not shared:
         check_port(host, port)
     from cluster.ray_cluster import connected
+    from serving.application import check
     from serving.running import deploy, running_service
+
+    check(config)
 
     with connected(address, log_to_driver=True), running_service(config, host, port, shared=shared):
         typer.echo(f"http://{host}:{port}  (page at /, API below /v1); model ids: {', '.join(_ids(config))}")
