@@ -83,7 +83,8 @@ class RunningBatch:
         if not keep:
             return
         kept = torch.tensor([owners[place] for place in keep], device=logits.device)
-        select_rows(cache, kept)
+        if kept.tolist() != list(range(len(answerings))):
+            select_rows(cache, kept)
         mask, positions = prompts["attention_mask"][kept], prompts["position_ids"][..., kept, -1:]
         if self._rows:
             join_caches(self._cache, cache)

@@ -59,7 +59,7 @@ def test_answers_come_from_the_server_and_are_this_services_own():
     with upstream_server(embedded_llm()) as upstream:
         arguments = ("--upstream", upstream.url, "--policy", f"{POLICY}={policy}", "--port", str(port))
         with ServeCommand(*arguments, name="proxy") as served:
-            assert BASE in served.wait_for("model ids")
+            assert BASE in served.wait_for("model ids", 300)
             url = f"http://127.0.0.1:{port}"
             wait_until(lambda: get(f"{url}/readyz").status_code == 200)
             assert choices(url, body) == expected
