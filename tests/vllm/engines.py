@@ -22,7 +22,8 @@ from serving.engine.decoding import Row
 from serving.engine.engine import Engine
 from serving.engine.records import Answer, Decoding, EngineRequest
 from serving.media.records import Clip
-from serving.vllm.arguments import engine_arguments, set_environment
+from serving.vllm.arguments import engine_arguments
+from serving.vllm.environment import set_environment
 from serving.vllm.memory import leave_layers
 from serving.vllm.prompt import vllm_prompt
 from serving.vllm.sampling import sampling, tokens
