@@ -72,6 +72,8 @@ bench: setup
 
 bench-serve: setup
 	$(BIN)/python -m benchmarks.service
+	$(BIN)/python -m benchmarks.engine_batches
+	$(BIN)/python -m benchmarks.engines
 
 bench-scale: setup
 	$(BIN)/python -m benchmarks.scale --actors 64 --real

@@ -118,7 +118,7 @@ class EngineConfig(Section):
     max_batch: Positive = Field(16, description="requests answered together")
     max_batch_tokens: Positive = Field(65_536, description="prompt and answer tokens of one batch, padding included")
     batch_wait_ms: Annotated[float, Field(ge=0)] = Field(
-        2.0, description="how long an idle engine waits for further requests"
+        0.0, description="how long an idle engine waits for others before it begins; later ones join anyway"
     )
     feature_cache_bytes: Count = Field(256 * MIB, description="memory for the towers' output of recent videos; 0: none")
     waiting: Positive = Field(64, description="requests of all clients that wait for a replica; more answer 503")

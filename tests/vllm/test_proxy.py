@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx2 as httpx
 import openai
+import psutil
 import pytest
 from transformers import Qwen2ForCausalLM
 
@@ -21,7 +22,7 @@ from tests.unit.serving.test_api import ask, messages, question_about
 
 pytestmark = pytest.mark.vllm
 
-START_S = 300
+START_S = 600
 ARGUMENTS = ("--dtype", "float32", "--enforce-eager", "--enable-prompt-embeds", "--max-model-len", "2048")
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
 
@@ -61,7 +62,8 @@ def vllm_server(model: Path, log: Path) -> Iterator[str]:
         wait_until(ready, START_S)
         yield url
     finally:
-        server.terminate()
+        for process in (*psutil.Process(server.pid).children(recursive=True), server):
+            process.kill()
         server.wait(60)
 
 
