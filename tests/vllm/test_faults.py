@@ -115,7 +115,7 @@ def test_a_client_that_leaves_ends_its_answer(service):
 
 def test_a_killed_core_loses_nothing_that_was_accepted(service):
     killed, (replica,) = core(), replicas()
-    with Load(service, max_tokens=200) as load:
+    with Load(service, max_tokens=80) as load:
         wait_until(lambda: load.answered > 4, PATIENCE_S)
         killed.kill()
         before = load.answered
