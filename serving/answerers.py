@@ -29,6 +29,9 @@ def answerer_for(video_llm: "VideoLLM", config: EngineConfig, on_death: Callable
         from serving.upstream.answerer import UpstreamAnswers
 
         return UpstreamAnswers(video_llm, config)
+    from serving.vllm.environment import set_environment
+
+    set_environment(config, cuda=video_llm.device.type == "cuda")
     from serving.vllm.answerer import ContinuousBatches
 
     return ContinuousBatches(video_llm, config, on_death)

@@ -26,7 +26,7 @@ from serving.engine.decoding import Answering, Row
 from serving.engine.records import Decoding
 from serving.engine.refusals import refusals
 from serving.errors import ApiError, internal_error
-from serving.vllm.arguments import engine_arguments, set_environment
+from serving.vllm.arguments import engine_arguments
 from serving.vllm.memory import check_share, leave_layers
 from serving.vllm.prompt import vllm_prompt
 from serving.vllm.sampling import sampling, tokens
@@ -47,7 +47,6 @@ class ContinuousBatches:
     """
 
     def __init__(self, video_llm: VideoLLM, config: EngineConfig, on_death: Callable[[], None]) -> None:
-        set_environment(config, cuda=video_llm.device.type == "cuda")
         self._llm = video_llm
         self._config = config
         self._on_death = on_death

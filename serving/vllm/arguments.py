@@ -1,7 +1,5 @@
-"""How vLLM is started beside a Video-LLM that encodes: its arguments and environment."""
+"""How vLLM is started beside a Video-LLM that encodes."""
 
-import math
-import os
 from typing import Any
 
 import torch
@@ -10,7 +8,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from cacovid.errors import UserError
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.loading import resolve_path
-from serving.config import GIB, REPLICA_GPU, EngineConfig
+from serving.config import GIB, EngineConfig
 from serving.vllm.names import ARCHITECTURE, LANGUAGE_MODELS, MODALITY
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -68,17 +66,3 @@ def _overrides(video_llm: VideoLLM, text: Any) -> dict[str, Any]:  # noqa: ANN40
         sections = [1, 1, 1]  # three rows of positions; how wide they are nobody asks
         changed |= {"mrope_section": sections, "rope_parameters": {"mrope_section": sections}}
     return changed
-
-
-def set_environment(config: EngineConfig, cuda: bool) -> None:
-    """What vLLM reads from the environment of this process, whose children its own processes are."""
-    wanted = {
-        "VLLM_NO_USAGE_STATS": "1",  # nothing is sent home
-        "VLLM_ENGINE_READY_TIMEOUT_S": str(math.ceil(config.vllm.start_s)),
-        "VLLM_USE_V2_MODEL_RUNNER": "0",  # whose draws serving.vllm.draws makes
-    }
-    if config.vllm.spans_nodes:
-        wanted["VLLM_RAY_PER_WORKER_GPUS"] = str(1 - REPLICA_GPU)
-    if not cuda:
-        wanted |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(config.threads)}
-    os.environ.update(wanted)

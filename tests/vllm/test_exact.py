@@ -1,6 +1,7 @@
 """vLLM says what our transformers engine says: every family, both position modes, whatever vLLM's caches do."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from tests.vllm.engines import FAMILIES, Asked, answers, engine_of, model_of, po
 pytestmark = pytest.mark.vllm
 
 TOLERANCE = 1e-4
+WITH_A_CORE = ("embedded", "qwen3_vl")  # in a process of its own, as in the service: each takes its time to start
 GREEDY = Decoding(max_tokens=8, logprobs=3)
 DRAWN = Decoding(max_tokens=8, temperature=1.3, top_p=0.9, seed=7, n=2, logprobs=3)
 PENALISED = replace(DRAWN, n=1, presence_penalty=0.8, frequency_penalty=0.4)
@@ -22,7 +24,7 @@ def requests() -> list[Asked]:
     wishes = [
         CompressionWish(positions=positions, **wish)
         for positions in ("original", "contiguous")
-        for wish in ({"retention": 0.1}, {"retention": 0.4}, {"method": "uniform", "retention": 0.2}, {"method": "all"})
+        for wish in ({"retention": 0.2}, {"method": "all"})
     ]
     asked: list[Asked] = []
     for wish in wishes:
@@ -54,7 +56,8 @@ SETTINGS = {
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_vllm_answers_like_transformers(family, expected, setting):
-    with engine_of(*family, kind="vllm", **SETTINGS[setting]) as engine:
+    core = Path(family[0].path).name in WITH_A_CORE
+    with engine_of(*family, kind="vllm", core=core, **SETTINGS[setting]) as engine:
         first, again = answers(engine, requests(), requests())
     for found in (first, again):  # the second time from the prefix cache, where there is one
         for (asked, _), ours, theirs in zip(requests(), expected, found, strict=True):

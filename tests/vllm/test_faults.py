@@ -99,9 +99,10 @@ def in_vllm(service: Service) -> float:
 
 
 def test_a_client_that_leaves_ends_its_answer(service):
-    takes_s = service.post().json()["usage"]["timings"]["generate_ms"] / 1000
+    takes_s = service.post(max_tokens=600).json()["usage"]["timings"]["generate_ms"] / 1000
     url = f"{service.url}/v1/chat/completions"
-    with httpx.stream("POST", url, json=BODY | {"stream": True}, timeout=PATIENCE_S) as answer:
+    body = BODY | {"stream": True, "max_tokens": 1900}
+    with httpx.stream("POST", url, json=body, timeout=PATIENCE_S) as answer:
         assert next(answer.iter_lines())
         wait_until(lambda: in_vllm(service) == 1)
 
@@ -109,12 +110,12 @@ def test_a_client_that_leaves_ends_its_answer(service):
         service.post(max_tokens=2)  # vLLM counts while it draws
         return in_vllm(service) == 0
 
-    assert wait_until(alone, PATIENCE_S) < takes_s / 2
+    assert wait_until(alone, PATIENCE_S) < 2 * takes_s, "vLLM went on for nobody"
 
 
 def test_a_killed_core_loses_nothing_that_was_accepted(service):
     killed, (replica,) = core(), replicas()
-    with Load(service, max_tokens=200) as load:
+    with Load(service, max_tokens=80) as load:
         wait_until(lambda: load.answered > 4, PATIENCE_S)
         killed.kill()
         before = load.answered

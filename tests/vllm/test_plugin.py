@@ -10,6 +10,8 @@ import torch
 from serving.vllm.model import CompressedVideoLLM
 from serving.vllm.names import NEXT, POSITIONS
 from serving.vllm.prompt import _digest
+from tests.support.processes import is_running
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.vllm
 
@@ -57,3 +59,28 @@ def test_prompts_share_their_cache_only_where_rows_places_and_positions_are_one(
     assert one != _digest(rows, places + 1, numbers.expand(3, -1))
     moved = torch.tensor([0, 1, 7, 9, 12, 14, 15, 16])
     assert one != _digest(rows, places, moved.expand(3, -1)), "the text behind begins elsewhere"
+
+
+ORPHAN = """
+import multiprocessing, os, sys, time
+from serving.vllm.plugin import register
+
+
+def core():
+    register()
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=core).start()
+    time.sleep(600)
+"""
+
+
+def test_vllms_processes_end_when_the_one_that_started_them_is_killed(tmp_path):
+    (tmp_path / "parent.py").write_text(ORPHAN)
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")], stdout=subprocess.PIPE, text=True)
+    core = int(parent.stdout.readline())
+    parent.kill()
+    wait_until(lambda: not is_running(core))
