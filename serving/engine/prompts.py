@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cacovid.config import Positions
-from cacovid.errors import NotDefined, UserError
+from cacovid.errors import NotDefined
 from cacovid.methods.protocol import Baseline, EvaluationCase
 from cacovid.methods.registry import BASELINES
 from cacovid.methods.selection import budget, select_tokens
@@ -22,9 +22,8 @@ from cacovid.models.encoded import Encoded
 from cacovid.policy.base import CompressionPolicy
 from cacovid.records import VideoQuestion
 from serving.config import EngineConfig
-from serving.engine.cache import FeatureCache
+from serving.engine.encoder import Encoder
 from serving.engine.records import ALL, LAST, POLICY, CompressionWish, EngineRequest, Event, Grid, Report, Timings
-from serving.engine.tensor_file import read_rows
 from serving.errors import ApiError, invalid
 from serving.media.records import Clip
 
@@ -134,13 +133,8 @@ class PromptBuilder:
     def __init__(self, video_llm: VideoLLM, config: EngineConfig) -> None:
         self._llm = video_llm
         self._config = config
-        self._cache = FeatureCache(config.feature_cache_bytes)
+        self._encoder = Encoder(video_llm, config.feature_cache_bytes)
         self._baselines = {name: method.for_model(video_llm) for name, method in SERVED.items()}
-        tokenizer = video_llm.processor.tokenizer
-        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        placeholder = str(tokenizer.convert_ids_to_tokens(video_llm.placeholder_id))
-        self._placeholders = tuple({placeholder, str(video_llm.processor.video_token)})
-        self._control = tuple(dict.fromkeys([*added, *self._placeholders]))
         text = video_llm.model.config.get_text_config()
         self._max_position = int(text.max_position_embeddings)
 
@@ -154,14 +148,8 @@ class PromptBuilder:
         method, retention = _method(request.compression, policy, self._config.default_retention)
         if method != ALL and not job.clips:
             method, retention = ALL, 1.0  # nothing to compress
-        self._check_text(request)
         started = time.perf_counter()
-        try:
-            encoded = self._encoded(request, job.clips)
-        except UserError as error:
-            raise invalid("messages", str(error)) from error
-        if encoded.length == 0:
-            raise invalid("prompt", "the text holds no word that the model knows: write some")
+        encoded = self._encoder.encode(request, job.clips)
         if encoded.length > self._config.max_prompt_tokens:
             raise _too_long(encoded.length, self._config.max_prompt_tokens)
         return Prompt(
@@ -173,24 +161,6 @@ class PromptBuilder:
             encoded=encoded,
             encode_s=time.perf_counter() - started,
         )
-
-    def _encoded(self, request: EngineRequest, clips: Sequence[Clip]) -> Encoded:
-        llm = self._llm
-        if request.prompt is not None:
-            return llm.encode_text(request.prompt)
-        watched = iter(
-            [self._cache.get(clip.key, lambda clip=clip: llm.watch(clip.frames, fps=clip.fps)) for clip in clips]  # type: ignore[misc]
-        )
-        if not request.embeds:
-            return llm.encode_chat(request.messages, list(watched))
-        given = iter([llm.rows_as_clip(_rows(content).to(llm.device, llm.dtype)) for content in request.embeds])
-        kinds = [part["type"] for message in request.messages for part in message["content"] if part["type"] != "text"]
-        mark = {"type": "text", "text": str(llm.processor.video_token)}  # no markers of a clip around it
-        messages = [
-            {**message, "content": [mark if part["type"] == "embeds" else part for part in message["content"]]}
-            for message in request.messages
-        ]
-        return llm.encode_chat(messages, [next(given if kind == "embeds" else watched) for kind in kinds])
 
     def positions(self, policy: CompressionPolicy | None) -> Positions:
         """Those of requests that name none."""
@@ -235,20 +205,6 @@ class PromptBuilder:
         if wanted > self._max_position:
             raise _too_long(wanted, self._max_position)
 
-    def _check_text(self, request: EngineRequest) -> None:
-        """Refuse control tokens in messages; the text of a text completion may hold all but placeholders of videos."""
-        for message in request.messages:
-            texts = [part["text"] for part in message["content"] if part["type"] == "text"]
-            # Also one cut into several parts, which chat templates put together, some without the spaces around them.
-            self._check_words("messages", self._control, ("".join(texts), "".join(text.strip() for text in texts)))
-        if request.prompt is not None:
-            self._check_words("prompt", self._placeholders, (request.prompt,))
-
-    def _check_words(self, field: str, tokens: Sequence[str], texts: Sequence[str]) -> None:
-        found = [token for token in tokens if any(token in text for text in texts)]
-        if found:
-            raise invalid(field, f"the text holds the model's control token {found[0]!r}: remove it")
-
 
 def run_policy(prompts: Sequence[Prompt]) -> None:
     """Run one policy on prompts of one grid, all of which name it, and keep its scores."""
@@ -263,13 +219,6 @@ def run_policy(prompts: Sequence[Prompt]) -> None:
 def methods_of(policy: CompressionPolicy | None) -> tuple[str, ...]:
     """What ``compression.method`` may be for a model id."""
     return (*((POLICY,) if policy is not None else ()), *TRAINING_FREE, ALL)
-
-
-def _rows(content: bytes) -> Tensor:
-    try:
-        return read_rows(content)
-    except ValueError as error:
-        raise invalid("messages", f"prompt_embeds: {error}") from error
 
 
 def _method(wish: CompressionWish, policy: CompressionPolicy | None, default: float) -> tuple[str, float]:
