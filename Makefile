@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM := .venv-vllm
 DEMO := runs/demo
 
-.PHONY: setup demo test test-slow test-cluster test-cluster-long test-deploy test-gpu lmms-eval lint bench bench-serve bench-scale bench-data results clean
+.PHONY: setup demo test test-slow test-cluster test-cluster-long test-deploy test-gpu test-vllm lmms-eval lint bench bench-serve bench-scale bench-data results clean
 
 setup: $(READY)
 
@@ -45,6 +46,19 @@ test-cluster-long: setup
 test-gpu: setup
 	$(BIN)/pytest -q -m gpu
 
+# Not in .venv: vLLM asks for older releases than we pin. Its list is whole, so that pip resolves nothing.
+$(VLLM)/.ready: pyproject.toml tests/support/vllm.txt tests/support/torchvision_hook.py
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --constraint tests/support/vllm.txt torch setuptools
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/support/vllm.txt
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	site=$$($(VLLM)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") \
+		&& cp tests/support/torchvision_hook.py $$site/ && echo "import torchvision_hook" > $$site/torchvision_hook.pth
+	touch $@
+
+test-vllm: $(VLLM)/.ready
+	OMP_NUM_THREADS=1 $(VLLM)/bin/pytest -q -m vllm -n 2 --dist loadfile tests/vllm
+
 # Not in .venv: it asks for older releases than we pin.
 lmms-eval: setup
 	$(BIN)/python -m tests.support.lmms_eval
@@ -61,6 +75,8 @@ bench: setup
 
 bench-serve: setup
 	$(BIN)/python -m benchmarks.service
+	$(BIN)/python -m benchmarks.engine_batches
+	$(BIN)/python -m benchmarks.engines
 
 bench-scale: setup
 	$(BIN)/python -m benchmarks.scale --actors 64 --real
@@ -92,4 +108,4 @@ results: setup
 	$(BIN)/cacovid report $(foreach seed,$(SEEDS),$(RESULTS)/late-credit-$(seed)) $(RESULTS)/table --out $(RESULTS)/report.html
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -26,6 +26,8 @@ LOST = 0  # in place of a status: the connection broke without an answer
 
 Body = Mapping[str, Any]
 
+Send = Callable[[str, Body, "Outcomes", urllib3.PoolManager], None]
+
 
 @dataclass
 class Outcomes:
@@ -35,6 +37,8 @@ class Outcomes:
     seconds: list[float] = field(default_factory=list)  # of answered requests
     answered_at: list[float] = field(default_factory=list)  # perf_counter of every answer with status 200
     elapsed_s: float = 0.0
+    first_s: list[float] = field(default_factory=list)  # to the first text, of streamed answers
+    tokens: int = 0  # of streamed answers
 
     @property
     def throughput(self) -> float:
@@ -43,8 +47,7 @@ class Outcomes:
 
     def percentile(self, share: float) -> float:
         """Seconds within which ``share`` of the requests were answered."""
-        ordered = sorted(self.seconds)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+        return percentile(self.seconds, share)
 
     def longest_gap(self) -> float:
         """Longest time without any answer."""
@@ -55,6 +58,43 @@ class Outcomes:
         shown = {("lost" if status == LOST else str(status)): count for status, count in self.statuses.items()}
         shown.pop("200", None)
         return ", ".join(f"{count} x {status}" for status, count in sorted(shown.items())) or "none"
+
+
+def percentile(seconds: Sequence[float], share: float) -> float:
+    """The value that ``share`` of ``seconds`` do not exceed."""
+    ordered = sorted(seconds)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def send_streamed(url: str, body: Body, outcomes: Outcomes, pool: urllib3.PoolManager) -> None:
+    """One request whose answer is streamed: its first text and its tokens go into ``outcomes`` as well."""
+    started, first = time.perf_counter(), 0.0
+    streamed = dict(body) | {"stream": True, "stream_options": {"include_usage": True}}
+    try:
+        answer = pool.request(
+            "POST",
+            f"{url}/v1/chat/completions",
+            body=json.dumps(streamed).encode(),
+            headers={"Content-Type": "application/json"},
+            retries=False,
+            timeout=600.0,
+            preload_content=False,
+        )
+        for line in answer:
+            event = json.loads(line[6:]) if line.startswith(b"data: {") else {}
+            if not first and any(choice["delta"].get("content") for choice in event.get("choices", [])):
+                first = time.perf_counter() - started
+            if event.get("usage"):
+                outcomes.tokens += event["usage"]["completion_tokens"]
+    except HTTPError:
+        outcomes.statuses[LOST] += 1
+        return
+    now = time.perf_counter()
+    outcomes.statuses[answer.status] += 1
+    if answer.status == 200:
+        outcomes.seconds.append(now - started)
+        outcomes.answered_at.append(now)
+        outcomes.first_s.append(first or now - started)
 
 
 def send(url: str, body: Body, outcomes: Outcomes, pool: urllib3.PoolManager) -> None:
@@ -79,8 +119,8 @@ def send(url: str, body: Body, outcomes: Outcomes, pool: urllib3.PoolManager) ->
         outcomes.answered_at.append(now)
 
 
-def bounded_load(url: str, bodies: Sequence[Body], clients: int) -> Outcomes:
-    """Send ``bodies`` once each from ``clients`` connections."""
+def bounded_load(url: str, bodies: Sequence[Body], clients: int, one: Send = send) -> Outcomes:
+    """Send ``bodies`` once each from ``clients`` connections, each by ``one``."""
     outcomes = Outcomes()
     waiting = iter(bodies)
     lock = threading.Lock()
@@ -92,7 +132,7 @@ def bounded_load(url: str, bodies: Sequence[Body], clients: int) -> Outcomes:
                     body = next(waiting, None)
                 if body is None:
                     return
-                send(url, body, outcomes, pool)
+                one(url, body, outcomes, pool)
 
     def whole() -> None:
         with ThreadPoolExecutor(clients) as threads:

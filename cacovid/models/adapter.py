@@ -63,6 +63,7 @@ class VideoLLM(ABC):
 
     model_types: ClassVar[tuple[str, ...]]
     modality: ClassVar[Literal["video", "image"]] = "video"  # key of mm_encoder_outputs
+    has_deepstack: ClassVar[bool] = False  # the tower gives further levels, added after the LLM's first layers
     fewest_frames: ClassVar[int] = 1  # that the processor takes; shorter clips repeat their last frame
 
     def __init__(self, model: Any, processor: Any, config: ModelConfig) -> None:  # noqa: ANN401
@@ -236,8 +237,34 @@ class VideoLLM(ABC):
             input_ids = self._tokenize(messages, clips)
             return self._assemble(input_ids, clips)
 
+    def rows_as_clip(self, rows: Tensor) -> VideoFeatures:
+        """What stands in :meth:`encode_chat` for rows (M, D) that the language model reads as they are.
+
+        They are pinned: never dropped. In the text, :attr:`processor`'s video token marks their place.
+
+        Raises:
+            BadItem: Rows of another width or that are not finite, or a model whose tower levels they lack.
+        """
+        if rows.shape[1] != self.hidden_size:
+            raise BadItem(f"rows of width {rows.shape[1]} for a model of width {self.hidden_size}: embed them with it")
+        if not rows.isfinite().all():
+            raise BadItem("rows that are not finite: embed the text again")
+        if self.has_deepstack:
+            raise BadItem(f"{self.kind} takes no rows in place of text, for they lack its tower levels: send text")
+        token = self.processor.tokenizer.convert_ids_to_tokens(self.placeholder_id)
+        empty, slots = rows[:0], tuple(range(rows.shape[0]))
+        return VideoFeatures(empty, TokenGrid(0, 0, 0), token * rows.shape[0], rows, slots)
+
+    def encode_text(self, text: str) -> Encoded:
+        """Encode plain text, without a chat's template and without a clip (N = 0).
+
+        Raises:
+            BadItem: The text contains the model's own placeholder tokens.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            return self._assemble(self._ids(text), [])
+
     def _tokenize(self, messages: Sequence[Message], clips: Sequence[VideoFeatures]) -> Tensor:
-        tokenizer = self.processor.tokenizer
         parts = self._render(messages).split(self.processor.video_token)
         if len(parts) != len(clips) + 1:
             raise BadItem(
@@ -245,6 +272,10 @@ class VideoLLM(ABC):
                 f"give one clip each and remove {self.processor.video_token!r} from the text"
             )
         text = parts[0] + "".join(clip.placeholder + part for clip, part in zip(clips, parts[1:], strict=True))
+        return self._ids(text)
+
+    def _ids(self, text: str) -> Tensor:
+        tokenizer = self.processor.tokenizer
         begins = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
         # Its warning about long texts would speak of columns that compression drops.
         ids = tokenizer(text, add_special_tokens=not begins, verbose=False)["input_ids"]

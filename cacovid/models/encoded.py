@@ -133,6 +133,7 @@ def joint_grid(grids: list[TokenGrid]) -> TokenGrid:
     Raises:
         UserError: The clips' frames hold different numbers of tokens.
     """
+    grids = [grid for grid in grids if grid.tokens]  # rows given as they are have none
     if not grids:
         return TokenGrid(0, 0, 0)
     sizes = {(grid.rows, grid.columns) for grid in grids}

@@ -68,16 +68,25 @@ class Qwen25VL(VideoLLM):
 
     def _positions(self, input_ids: Tensor, clips: Sequence[VideoFeatures]) -> Tensor:
         """(4, L): the text row 0..L-1, then time, height and width."""
-        types = self.processor.create_mm_token_type_ids([input_ids.tolist()])
+        types = torch.tensor(self.processor.create_mm_token_type_ids([input_ids.tolist()]), device=self.device)
+        types[0, self._rows_in_place_of_text(input_ids, clips)] = 0
+        clips = [clip for clip in clips if clip.grid.tokens]
         merge = self.model.config.vision_config.spatial_merge_size
         patches = [(clip.grid.frames, clip.grid.rows * merge, clip.grid.columns * merge) for clip in clips]
         rope, _ = self.model.model.get_rope_index(
             input_ids.unsqueeze(0),
-            torch.tensor(types, device=self.device),
+            types,
             video_grid_thw=torch.tensor(patches, device=self.device) if clips else None,
             second_per_grid_ts=[clip.seconds_per_step for clip in clips] if clips else None,
         )
         return torch.cat([torch.arange(input_ids.shape[0], device=self.device).unsqueeze(0), rope[:, 0]])
+
+    def _rows_in_place_of_text(self, input_ids: Tensor, clips: Sequence[VideoFeatures]) -> Tensor:
+        """Columns that :meth:`rows_as_clip` fills: they are numbered as text."""
+        injected = (input_ids == self.placeholder_id).nonzero().squeeze(1)
+        parts = injected.split([clip.features.shape[0] + len(clip.pinned_slots) for clip in clips])
+        given = [part for part, clip in zip(parts, clips, strict=True) if not clip.grid.tokens]
+        return torch.cat(given) if given else injected[:0]
 
     def _injection(self, rows: Tensor, deepstack: tuple[Tensor, ...]) -> BaseModelOutputWithPooling:
         return BaseModelOutputWithPooling(pooler_output=rows.unbind())
@@ -87,6 +96,7 @@ class Qwen3VL(Qwen25VL):
     """``qwen3_vl``: a timestamp and markers around every temporal step; tower levels for the first layers."""
 
     model_types = ("qwen3_vl",)
+    has_deepstack = True
     fewest_frames = 2
 
     def _pool_patches(self, patches: Tensor, grid: TokenGrid) -> Tensor:

@@ -25,6 +25,7 @@ from cluster.commands import (
     jobs,
     plan,
     policy,
+    proxy,
     report,
     serve,
     status,
@@ -63,6 +64,7 @@ app.command("demo")(demo.demo)
 app.command("config")(config.config)
 app.command("plan")(plan.plan)
 app.command("serve")(serve.serve)
+app.command("proxy")(proxy.proxy)
 app.command("submit", context_settings={"allow_interspersed_args": False})(submit.submit)
 app.command("status")(status.status)
 app.add_typer(jobs.app, name="jobs")

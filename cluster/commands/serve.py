@@ -1,7 +1,7 @@
 """``cacovid serve``."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,50 +16,71 @@ if TYPE_CHECKING:
 POLICY_ID = "cacovid"
 
 
+ServiceFile = Annotated[Path | None, typer.Option("--config", help="YAML or TOML file, or one for `serve deploy`")]
+Policies = Annotated[
+    list[str] | None,
+    typer.Option("--policy", help="policy or run folder, DIR or ID=DIR; repeatable: the id selects it"),
+]
+ServedModel = Annotated[
+    str | None,
+    typer.Option("--model", help="'embedded', a folder or a hub id; without it the first policy's model"),
+]
+Host = Annotated[str, typer.Option("--host", help="address to listen on; others than loopback need keys")]
+Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="port to listen on")]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        "--address", help="Ray cluster to join, with its Serve's --host and --port; starts one here if not given"
+    ),
+]
+ShowConfig = Annotated[bool, typer.Option("--show-config", help="print the configuration and end")]
+
+
 def serve(
-    config: Annotated[Path | None, typer.Option(help="YAML or TOML file, or one for `serve deploy`")] = None,
-    policy: Annotated[
-        list[str] | None, typer.Option(help="policy or run folder, DIR or ID=DIR; repeatable: the id selects it")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="'embedded', a folder or a hub id; without it the first policy's model")
-    ] = None,
-    host: Annotated[str, typer.Option(help="address to listen on; others than loopback need keys")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 8000,
-    address: Annotated[
-        str | None,
-        typer.Option(help="Ray cluster to join, with its Serve's --host and --port; starts one here if not given"),
-    ] = None,
-    show_config: Annotated[bool, typer.Option("--show-config", help="print the configuration and end")] = False,
+    config: ServiceFile = None,
+    policy: Policies = None,
+    model: ServedModel = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    address: Cluster = None,
+    show_config: ShowConfig = False,
 ) -> None:
     """Serve an OpenAI-compatible API and a page. Ctrl-C or SIGTERM ends it after the requests under way.
 
     SIGHUP reads --config and the policy folders again: new policies are served without a pause.
     """
-    if config is not None and (policy or model):
-        raise UserError("--config holds model and policies: leave out --policy and --model")
-    resolved = _resolved(config, policy or [], model)
+    run(lambda: resolved(config, policy or [], model), host, port, address, show_config)
+
+
+def run(
+    configured: "Callable[[], ServiceConfig]", host: str, port: int, address: str | None, show_config: bool
+) -> None:
+    """Serve what ``configured`` returns, which SIGHUP asks again, until a signal ends it; or print it."""
+    config = configured()
     if show_config:
         from serving.config_file import to_yaml
 
-        typer.echo(to_yaml(resolved), nl=False)
+        typer.echo(to_yaml(config), nl=False)
         return
     from serving.address import check_host, check_port
 
     shared = address not in (None, "local")
-    check_host(host, resolved)
+    check_host(host, config)
     if not shared:
         check_port(host, port)
     from cluster.ray_cluster import connected
+    from serving.application import check
     from serving.running import deploy, running_service
 
-    with connected(address, log_to_driver=True), running_service(resolved, host, port, shared=shared):
-        typer.echo(f"http://{host}:{port}  (page at /, API below /v1); model ids: {', '.join(_ids(resolved))}")
+    check(config)
+
+    with connected(address, log_to_driver=True), running_service(config, host, port, shared=shared):
+        typer.echo(f"http://{host}:{port}  (page at /, API below /v1); model ids: {', '.join(_ids(config))}")
         for _ in _reload_signals():
             try:
-                resolved = _resolved(config, policy or [], model)
-                deploy(resolved)
-                typer.echo(f"reloaded; model ids: {', '.join(_ids(resolved))}")
+                config = configured()
+                deploy(config)
+                typer.echo(f"reloaded; model ids: {', '.join(_ids(config))}")
             except UserError as error:
                 typer.echo(f"not reloaded, the service goes on as it was: {error}", err=True)
         typer.echo("draining")
@@ -75,7 +96,14 @@ def _reload_signals() -> Iterator[None]:
         yield
 
 
-def _resolved(config: Path | None, policies: list[str], model: str | None) -> "ServiceConfig":
+def resolved(config: Path | None, policies: list[str], model: str | None) -> "ServiceConfig":
+    """The configuration that the options stand for.
+
+    Raises:
+        UserError: options that exclude each other, or files that cannot be used.
+    """
+    if config is not None and (policies or model):
+        raise UserError("--config holds model and policies: leave out --policy and --model")
     from serving.config_file import load_service_config, parse_service_config
 
     if config is not None:

@@ -9,7 +9,6 @@ The backend hands refusals on as values (``Failed``): raised in a replica they w
 
 import asyncio
 import re
-import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -21,19 +20,25 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
+from serving.api.drawing import Drawing
+from serving.api.forms import ChatForm, Form, TextForm, Whole
 from serving.api.gate import Admission, Gate
 from serving.api.keys import Keys
-from serving.api.requests import ChatRequest, CompressRequest, engine_request
+from serving.api.requests import (
+    ChatRequest,
+    CompletionRequest,
+    CompressRequest,
+    completion_request,
+    engine_request,
+)
 from serving.api.responses import (
-    AssistantMessage,
     ChatCompletion,
-    Choice,
     Compression,
     ErrorBody,
     Health,
     Models,
+    TextCompletion,
     Usage,
-    chunk,
     compression_of,
     server_event,
     usage_of,
@@ -49,7 +54,7 @@ from serving.page.routes import Sample, add_page
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": meaning}
     for status, meaning in (
-        (400, "no JSON"),
+        (400, "no JSON, or a wish that this engine cannot meet"),
         (401, "no valid key"),
         (404, "no such model"),
         (408, "the body came too slowly"),
@@ -72,6 +77,7 @@ def create_app(
     app = FastAPI(title="cacovid", version="1", docs_url=None, redoc_url=None)
     service = _Service(config, backend, telemetry, admission)
     app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_ERRORS)(service.chat_completions)
+    app.post("/v1/completions", response_model=TextCompletion, responses=_ERRORS)(service.completions)
     app.post("/v1/compress", response_model=Compression, responses=_ERRORS)(service.compress)
     app.get("/v1/models", response_model=Models, responses=_errors(401, 503))(service.models)
     app.get("/metrics", response_class=Response, responses=_errors(401))(service.metrics)
@@ -99,19 +105,23 @@ class _Service:
     async def chat_completions(self, body: ChatRequest, request: Request) -> ChatCompletion | StreamingResponse:
         """Answer a chat about videos from the tokens that matter for it."""
         asked, videos = engine_request(body, self.config)
+        return await self._answered(ChatForm(asked), body, asked, videos, request)
+
+    async def completions(self, body: CompletionRequest, request: Request) -> TextCompletion | StreamingResponse:
+        """Go on with a text."""
+        asked = completion_request(body, self.config)
+        return await self._answered(TextForm(asked), body, asked, [], request)
+
+    async def _answered(
+        self, form: Form[Whole], body: Drawing, asked: EngineRequest, videos: list[VideoInput], request: Request
+    ) -> Whole | StreamingResponse:
         if body.stream:
             include_usage = body.stream_options is not None and body.stream_options.include_usage
-            return await self._streamed(asked, videos, request, include_usage)
+            return await self._streamed(form, asked, videos, request, include_usage)
         answer = await self._outcome(asked, videos)
         assert isinstance(answer, Answer)
         finished = answer.finished
-        return ChatCompletion(
-            id=_completion_id(),
-            created=int(time.time()),
-            model=body.model,
-            choices=[Choice(message=AssistantMessage(content=answer.text), finish_reason=finished.reason)],
-            usage=self._usage(request, finished.report, finished.completion_tokens),
-        )
+        return form.whole(answer, self._usage(request, finished.report, finished.completion_tokens))
 
     async def compress(self, body: CompressRequest, request: Request) -> Compression:
         """The video tokens retained for a question, without an answer."""
@@ -154,7 +164,7 @@ class _Service:
         return outcome
 
     async def _streamed(
-        self, asked: EngineRequest, videos: list[VideoInput], request: Request, include_usage: bool
+        self, form: Form[Any], asked: EngineRequest, videos: list[VideoInput], request: Request, include_usage: bool
     ) -> StreamingResponse:
         """A response that has begun only when the request is known to be good: refusals keep their status."""
         events = self.backend.stream(asked, videos)
@@ -166,26 +176,27 @@ class _Service:
             raise
         if isinstance(first, Failed):
             raise first.error
-        lines = self._lines(events, asked.model, request, include_usage)
+        lines = self._lines(form, events, request, include_usage)
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx would hold events back
         return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
 
     async def _lines(
-        self, events: AsyncGenerator[Event, None], model: str, request: Request, include_usage: bool
+        self, form: Form[Any], events: AsyncGenerator[Event, None], request: Request, include_usage: bool
     ) -> AsyncIterator[str]:
-        name, created = _completion_id(), int(time.time())
-        yield chunk(name, model, created, {"role": "assistant", "content": ""})
+        for opening in form.opening():
+            yield opening
         try:
             async with aclosing(events), self._deadline(since=request.state.started):
                 async for event in events:
                     match event:
-                        case Delta(text):
-                            yield chunk(name, model, created, {"content": text})
-                        case Finished(reason, tokens, report):
+                        case Delta():
+                            yield form.delta(event)
+                        case Finished(_, tokens, report):
                             usage = self._usage(request, report, tokens)
-                            yield chunk(name, model, created, {}, reason)
+                            for closing in form.closing(event):
+                                yield closing
                             if include_usage:
-                                yield chunk(name, model, created, None, usage=usage.model_dump())
+                                yield form.usage(usage)
                         case Failed(error):
                             raise error
         except ApiError as error:  # the status has been sent: the error is an event, as OpenAI's clients expect
@@ -260,7 +271,3 @@ def _validation_error(error: RequestValidationError) -> ApiError:
     }
     message = spoken.get(fault["type"], str(fault["msg"]))
     return ApiError(422, "invalid_value", f"{place + ': ' if place else ''}{message}"[:500], place[:200] or None)
-
-
-def _completion_id() -> str:
-    return f"chatcmpl-{secrets.token_hex(12)}"

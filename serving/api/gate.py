@@ -25,7 +25,7 @@ logger = logging.getLogger("cacovid.serving.api")
 
 OPEN = ("/", "/healthz", "/readyz", "/openapi.json")  # neither answers nor anybody's data
 OPEN_BELOW = ("/page/", "/samples")
-ROUTES = ("/v1/chat/completions", "/v1/compress", "/v1/models", "/metrics")
+ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/compress", "/v1/models", "/metrics")
 CLIENT_LEFT = 499  # in place of a status that nobody waited for, as in nginx' logs
 _CLIENTS_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _HEADERS = (

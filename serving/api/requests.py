@@ -4,43 +4,18 @@ Fields of OpenAI's that would change the answer but are not supported are taken 
 changes nothing; unknown fields are refused, so that no wish is dropped in silence. A null wishes for nothing.
 """
 
-import secrets
+import base64
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from serving.api.body import Body, Number, Text
+from serving.api.drawing import Alternatives, Drawing, decoding_of
 from serving.config import ServiceConfig
 from serving.engine.records import CompressionWish, Decoding, EngineRequest, Extra, Message
 from serving.errors import ApiError, invalid
 from serving.media.records import Sampling, VideoInput
 from serving.media.urls import parse_video_url
-
-
-def _encodable(text: str) -> str:
-    """Refuses halves of surrogate pairs, which JSON can spell and UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("holds characters that are no valid Unicode") from None
-    return text
-
-
-Text = Annotated[str, AfterValidator(_encodable)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-
-
-class Body(BaseModel):
-    """Part of a request; unknown names are errors, unless they are null as clients send fields that they leave open."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, values: Any) -> Any:  # noqa: ANN401  whatever the client sent
-        if not isinstance(values, dict):
-            return values
-        return {name: value for name, value in values.items() if value is not None}
 
 
 class TextPart(Body):
@@ -66,7 +41,14 @@ class VideoPart(Body):
     video_url: VideoUrl
 
 
-Part = Annotated[TextPart | VideoPart, Field(discriminator="type")]
+class EmbedsPart(Body):
+    """vLLM's: rows in place of text, which the language model reads as they are."""
+
+    type: Literal["prompt_embeds"]
+    data: Annotated[Text, Field(min_length=1)] = Field(description="base64 of torch.save of (tokens, width)")
+
+
+Part = Annotated[TextPart | VideoPart | EmbedsPart, Field(discriminator="type")]
 
 
 class ChatMessage(Body):
@@ -105,43 +87,18 @@ class CompressRequest(Asking):
     include: list[Extra] = Field([], max_length=3, description="what to send besides indices, budgets and scores")
 
 
-class StreamOptions(Body):
-    """OpenAI's ``stream_options``."""
-
-    include_usage: bool = False
-    include_obfuscation: bool = Field(False, description="not used")
-
-
-class ChatRequest(Asking):
+class ChatRequest(Asking, Drawing):
     """Body of ``POST /v1/chat/completions``."""
 
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[Number, Field(ge=0, le=2)] | None = Field(
-        None, description="without it the answer is greedy"
-    )
-    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    stop: (
-        Annotated[Text, Field(min_length=1, max_length=128)]
-        | Annotated[list[Annotated[Text, Field(min_length=1, max_length=128)]], Field(max_length=4)]
-        | None
-    ) = None
-    seed: Seed | None = None
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    n: Literal[1] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Alternatives | None = Field(None, description="alternatives told beside each token")
     # Taken only where they change nothing.
-    frequency_penalty: Literal[0] | None = None
-    presence_penalty: Literal[0] | None = None
-    logprobs: Literal[False] | None = None
-    response_format: dict[Literal["type"], Literal["text"]] | None = None
     modalities: list[Literal["text"]] | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None  # of no tools
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     # Never change an answer.
-    user: Text | None = None
     safety_identifier: Text | None = None
     prompt_cache_key: Text | None = None
     metadata: dict[Text, Text] | None = None
@@ -153,9 +110,21 @@ class ChatRequest(Asking):
         both = (self.max_tokens, self.max_completion_tokens)
         if None not in both and both[0] != both[1]:
             raise ValueError("max_tokens and max_completion_tokens differ: give one")
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options without stream: leave them out or stream")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs without logprobs: leave it out or set logprobs")
         return self
+
+
+class CompletionRequest(Drawing):
+    """Body of ``POST /v1/completions``: text that the model goes on with, without a chat template."""
+
+    model: Annotated[Text, Field(min_length=1, max_length=128)]
+    prompt: Annotated[Text, Field(min_length=1)] | Annotated[list[Text], Field(min_length=1, max_length=1)]
+    logprobs: Alternatives | None = Field(None, description="alternatives told beside each token")
+    # Taken only where they change nothing.
+    echo: Literal[False] | None = None
+    suffix: Annotated[str, Field(max_length=0)] | None = None
+    best_of: Literal[1] | None = None
 
 
 def engine_request(
@@ -169,6 +138,7 @@ def engine_request(
     if len(body.messages) > config.api.max_messages:
         raise invalid("messages", f"{len(body.messages)} messages; at most {config.api.max_messages} are taken")
     videos: list[VideoInput] = []
+    embeds: list[bytes] = []
     messages: list[Message] = []
     characters = 0
     for place, message in enumerate(body.messages):
@@ -177,6 +147,9 @@ def engine_request(
             if isinstance(part, TextPart):
                 characters += len(part.text)
                 content.append({"type": "text", "text": part.text})
+            elif isinstance(part, EmbedsPart):
+                embeds.append(_decoded(part, place))
+                content.append({"type": "embeds"})
             else:
                 videos.append(_video(part.video_url, body.media_io_kwargs.video, config, place))
                 content.append({"type": "video"})
@@ -189,6 +162,7 @@ def engine_request(
     request = EngineRequest(
         model=body.model,
         messages=tuple(messages),
+        embeds=tuple(embeds),
         compression=body.compression,
         decoding=_decoding(body, config) if isinstance(body, ChatRequest) else None,
         extras=frozenset(body.include) if isinstance(body, CompressRequest) else frozenset(),
@@ -197,7 +171,14 @@ def engine_request(
     return request, videos
 
 
-def _parts(message: ChatMessage) -> list[TextPart | VideoPart]:
+def _decoded(part: EmbedsPart, message: int) -> bytes:
+    try:
+        return base64.b64decode(part.data, validate=True)
+    except ValueError:
+        raise invalid(f"messages.{message}.content.prompt_embeds", "data is no base64") from None
+
+
+def _parts(message: ChatMessage) -> list[TextPart | VideoPart | EmbedsPart]:
     if isinstance(message.content, str):
         return [TextPart(type="text", text=message.content)]
     return message.content
@@ -222,14 +203,27 @@ def _video(place: VideoUrl, reading: VideoReading, config: ServiceConfig, messag
 
 
 def _decoding(body: ChatRequest, config: ServiceConfig) -> Decoding:
-    wanted = body.max_tokens or body.max_completion_tokens or config.engine.default_max_tokens
-    if wanted > config.engine.max_tokens:
-        raise invalid("max_tokens", f"an answer may have at most {config.engine.max_tokens} tokens here")
-    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
-    return Decoding(
-        max_tokens=wanted,
-        temperature=body.temperature or 0.0,
-        top_p=1.0 if body.top_p is None else body.top_p,
-        stop=stop,
-        seed=secrets.randbits(63) if body.seed is None else body.seed,
+    return decoding_of(
+        body,
+        config,
+        max_tokens=body.max_tokens or body.max_completion_tokens,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+    )
+
+
+def completion_request(body: CompletionRequest, config: ServiceConfig) -> EngineRequest:
+    """What the engine is to do.
+
+    Raises:
+        ApiError: too much text, or an answer that is too long.
+    """
+    text = body.prompt if isinstance(body.prompt, str) else body.prompt[0]
+    if len(text) > config.api.max_text_chars:
+        raise invalid("prompt", f"{len(text)} characters; at most {config.api.max_text_chars} are taken")
+    return EngineRequest(
+        model=body.model,
+        messages=(),
+        prompt=text,
+        decoding=decoding_of(body, config, max_tokens=body.max_tokens, logprobs=body.logprobs),
+        time_left_s=config.api.request_timeout_s,
     )

@@ -62,13 +62,52 @@ class AssistantMessage(BaseModel):
     content: str
 
 
-class Choice(BaseModel):
-    """The only choice."""
+class Alternative(BaseModel):
+    """A token that the model may have drawn."""
 
-    index: int = 0
+    token: str
+    logprob: float = Field(description="by the model itself, before temperature, top_p and penalties")
+    bytes: list[int]
+
+
+class ChatToken(Alternative):
+    """A token of an answer."""
+
+    top_logprobs: list[Alternative]
+
+
+class ChatLogprobs(BaseModel):
+    """OpenAI's log-probabilities of a chat completion."""
+
+    content: list[ChatToken]
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    """One answer."""
+
+    index: int
     message: AssistantMessage
     finish_reason: FinishReason
-    logprobs: None = None
+    logprobs: ChatLogprobs | None
+
+
+class TextLogprobs(BaseModel):
+    """OpenAI's log-probabilities of a text completion."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class TextChoice(BaseModel):
+    """One continuation."""
+
+    index: int
+    text: str
+    finish_reason: FinishReason | None
+    logprobs: TextLogprobs | None
 
 
 class ChatCompletion(BaseModel):
@@ -79,6 +118,17 @@ class ChatCompletion(BaseModel):
     created: int
     model: str
     choices: list[Choice]
+    usage: Usage
+
+
+class TextCompletion(BaseModel):
+    """OpenAI's text completion."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[TextChoice]
     usage: Usage
 
 
@@ -178,22 +228,6 @@ def compression_of(compressed: Compressed, usage: Usage) -> Compression:
     """The answer of ``POST /v1/compress``; fields of the engine's records that it does not have are left out."""
     fields = vars(compressed.report) | vars(compressed)
     return Compression(id=f"cmpr-{secrets.token_hex(12)}", created=int(time.time()), usage=usage, **fields)
-
-
-def chunk(
-    name: str, model: str, created: int, delta: dict[str, str] | None, reason: str | None = None, **more: object
-) -> str:
-    """One server-sent event of a streamed answer; ``delta`` None leaves the choices empty, as OpenAI does for usage."""
-    choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}]
-    body: dict[str, Any] = {
-        "id": name,
-        "object": "chat.completion.chunk",
-        "created": created,
-        "model": model,
-        "choices": choices,
-        **more,
-    }
-    return server_event(body)
 
 
 def server_event(body: dict[str, Any]) -> str:

@@ -1,50 +1,11 @@
-"""Drawing tokens for several requests at once, and turning them into text as they come.
+"""Text of answers from their tokens, as they come."""
 
-Shape legend: B requests, V vocabulary.
-"""
-
-import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import LogitsProcessor, StoppingCriteria
-
-from cacovid.seeding import generator
 from serving.engine.prompts import Prompt
-from serving.engine.records import Decoding, Delta, Finished, FinishReason
-
-
-class RowSampler(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
-    """Draws each row with its own temperature, nucleus and generator.
-
-    Adding Gumbel noise to logits / temperature makes the argmax a draw from their softmax, so that
-    greedy generation draws; rows do not depend on which others share their batch.
-    """
-
-    def __init__(self, rows: Sequence[Decoding]) -> None:
-        self._rows = rows
-        self._generators = [generator("serving", row.seed) for row in rows]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, V) scores whose argmax is the token drawn."""
-        drawn = scores.clone()
-        for place, (row, source) in enumerate(zip(self._rows, self._generators, strict=True)):
-            if row.temperature > 0:
-                logits = _nucleus(scores[place] / row.temperature, row.top_p)
-                uniform = torch.rand(logits.shape, generator=source, dtype=torch.float64).clamp_min(1e-300)
-                drawn[place] = logits - (-uniform.log()).log().to(logits)
-        return drawn
-
-
-def _nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """(V,) logits with all but the likeliest tokens that hold ``top_p`` of the mass at -inf."""
-    if top_p >= 1:
-        return logits
-    ordered, order = logits.sort(descending=True)
-    before = ordered.softmax(0).cumsum(0) - ordered.softmax(0)
-    return logits.index_fill(0, order[before >= top_p], float("-inf"))
+from serving.engine.records import Decoding, Delta, Failed, Finished, FinishReason, Likely, Started, Token, TokenLogprob
+from serving.errors import ApiError
 
 
 class TextAssembler:
@@ -100,7 +61,76 @@ def _overlap(text: str, stop: str) -> int:
 
 
 class Row:
-    """One answer that is being generated. Its last event goes out as soon as it is whole; others may go on.
+    """One answer that is being written.
+
+    Args:
+        answering: the request that it belongs to.
+        index: of the answer among those of its request.
+        decoding: its own record, with ``n`` 1.
+        tokenizer: turns tokens into text.
+    """
+
+    def __init__(self, answering: "Answering", index: int, decoding: Decoding, tokenizer: Any) -> None:  # noqa: ANN401
+        self.answering = answering
+        self.decoding = decoding
+        self.tokens: list[int] = []
+        self.reason: FinishReason | None = None  # None while it is being written
+        self._index = index
+        self._tokenizer = tokenizer
+        self._text = TextAssembler(tokenizer, decoding.stop)
+
+    @property
+    def prompt(self) -> Prompt:
+        """What it answers."""
+        return self.answering.prompt
+
+    @property
+    def done(self) -> bool:
+        """It takes no more tokens."""
+        return self.reason is not None or self.prompt.job.ended
+
+    def take(self, token: Token, ends: Sequence[int], elapsed_s: float) -> None:
+        """One more token, ``elapsed_s`` after its answer began."""
+        self.answering.begun(elapsed_s)
+        if token.id in ends:
+            self._finish("stop", elapsed_s)
+            return
+        self.tokens.append(token.id)
+        self._tell(self._text.push(token.id), token)
+        cancelled = self.prompt.job.cancelled.is_set()
+        if self._text.stopped or len(self.tokens) >= self.decoding.max_tokens or cancelled:
+            self._finish("length", elapsed_s)
+
+    def end(self, reason: FinishReason, elapsed_s: float) -> None:
+        """Nothing more comes, and what came is whole."""
+        self.answering.begun(elapsed_s)
+        self._finish(reason, elapsed_s)
+
+    def fail(self, error: ApiError) -> None:
+        """Nothing more comes, for none of its request's answers."""
+        self.prompt.job.emit(Failed(error))
+
+    def _finish(self, reason: FinishReason, elapsed_s: float) -> None:
+        if not self._text.stopped:
+            self._tell(self._text.finish())
+        self.reason = "stop" if self._text.stopped else reason
+        self.answering.ended(elapsed_s)
+
+    def _tell(self, text: str, token: Token | None = None) -> None:
+        told = () if token is None or self.decoding.logprobs is None else (self._spoken(token),)
+        if text or told:
+            self.prompt.job.emit(Delta(text, self._index, told))
+
+    def _spoken(self, token: Token) -> TokenLogprob:
+        top = tuple(Likely(self._word(other), logprob) for other, logprob in token.top)
+        return TokenLogprob(self._word(token.id), token.logprob, top)
+
+    def _word(self, token: int) -> str:
+        return str(self._tokenizer.decode([token]))
+
+
+class Answering:
+    """The answers to one request; its last event goes out as soon as all of them are whole.
 
     Args:
         prompt: of a request with decoding, its tokens selected.
@@ -110,48 +140,23 @@ class Row:
     def __init__(self, prompt: Prompt, tokenizer: Any) -> None:  # noqa: ANN401
         assert prompt.request.decoding is not None
         self.prompt = prompt
-        self.decoding = prompt.request.decoding
-        self.done = False
-        self._tokens = 0
-        self._first_token_s = 0.0
-        self._text = TextAssembler(tokenizer, self.decoding.stop)
+        self.first_token_s = 0.0
+        self.rows = [Row(self, *choice, tokenizer) for choice in enumerate(prompt.request.decoding.choices())]
 
-    def take(self, token: int, ends: Sequence[int], elapsed_s: float) -> None:
-        """One more token of this row, ``elapsed_s`` after its batch began."""
-        self._first_token_s = self._first_token_s or elapsed_s
-        if token in ends:
-            self._finish("stop", elapsed_s)
-            return
-        self._tokens += 1
-        self._tell(self._text.push(token))
-        cancelled = self.prompt.job.cancelled.is_set()
-        if self._text.stopped or self._tokens >= self.decoding.max_tokens or cancelled:
-            self._finish("length", elapsed_s)
+    @property
+    def width(self) -> int:
+        """Columns that its rows may come to fill."""
+        return self.prompt.length + self.rows[0].decoding.max_tokens
 
-    def _finish(self, reason: FinishReason, elapsed_s: float) -> None:
-        if not self._text.stopped:
-            self._tell(self._text.finish())
-        self.done = True
-        report = self.prompt.report(self._first_token_s, elapsed_s)
-        self.prompt.job.emit(Finished("stop" if self._text.stopped else reason, self._tokens, report))
+    def begun(self, elapsed_s: float) -> None:
+        """The first token of any of its rows is there: until then a refusal is the request's only event."""
+        if not self.first_token_s:
+            self.first_token_s = elapsed_s
+            self.prompt.job.emit(Started())
 
-    def _tell(self, text: str) -> None:
-        if text:
-            self.prompt.job.emit(Delta(text))
-
-
-class RowWatcher(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped
-    """Hands each new token to its row as soon as it is drawn, and stops rows that are done."""
-
-    def __init__(self, rows: Sequence[Row], ends: Sequence[int]) -> None:
-        self._rows = rows
-        self._ends = ends
-        self._started = time.perf_counter()
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
-        """(B,) True for rows that are done."""
-        elapsed = time.perf_counter() - self._started
-        for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
-            if not row.done:
-                row.take(token, self._ends, elapsed)
-        return torch.tensor([row.done for row in self._rows], device=input_ids.device)
+    def ended(self, elapsed_s: float) -> None:
+        """One of the rows is whole."""
+        reasons = tuple(row.reason for row in self.rows if row.reason is not None)
+        if len(reasons) == len(self.rows):
+            tokens = sum(len(row.tokens) for row in self.rows)
+            self.prompt.job.emit(Finished(reasons, tokens, self.prompt.report(self.first_token_s, elapsed_s)))

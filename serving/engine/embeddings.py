@@ -35,16 +35,18 @@ def kept_embeddings(video_llm: VideoLLM, encoded: Encoded, kept: Tensor) -> byte
 def prompt_embeds(video_llm: VideoLLM, encoded: Encoded, kept: Tensor, positions: Numbering) -> bytes:
     """What vLLM's ``/v1/completions`` takes as ``prompt_embeds`` (before base64): torch.save of (S, D).
 
-    That interface numbers positions 0..S-1 and knows rows of embeddings only, so that it is exact for
-    models with one position per token, without further tower levels, in 'contiguous' mode.
+    That interface numbers positions 0..S-1 (under M-RoPE on every axis, as text) and knows rows of embeddings only,
+    so that it is exact in 'contiguous' mode for models without further tower levels.
 
     Raises:
         ApiError: 422 where the answer would differ.
     """
-    if encoded.position_ids.shape[0] > 1:
-        raise invalid("include", f"prompt_embeds would lose the M-RoPE positions of {video_llm.kind}: use this service")
     if encoded.deepstack:
-        raise invalid("include", f"prompt_embeds would lose the deepstack levels of {video_llm.kind}: use this service")
+        raise invalid(
+            "include",
+            f"prompt_embeds would lose the deepstack levels of {video_llm.kind}: "
+            'serve it with the vLLM plugin, engine.kind = "vllm"',
+        )
     if positions != "contiguous":
         raise invalid(
             "compression.positions", "prompt_embeds are numbered without gaps: ask for positions 'contiguous'"

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from cacovid.config import Numbering
-from cacovid.errors import NotDefined, UserError
+from cacovid.config import Numbering, Positions
+from cacovid.errors import NotDefined
 from cacovid.methods.protocol import Baseline, EvaluationCase
 from cacovid.methods.registry import BASELINES
 from cacovid.methods.selection import budget, select_tokens
@@ -22,8 +22,8 @@ from cacovid.models.encoded import Encoded
 from cacovid.policy.base import CompressionPolicy
 from cacovid.records import VideoQuestion
 from serving.config import EngineConfig
-from serving.engine.cache import FeatureCache
-from serving.engine.records import ALL, POLICY, CompressionWish, EngineRequest, Event, Grid, Report, Timings
+from serving.engine.encoder import Encoder
+from serving.engine.records import ALL, LAST, POLICY, CompressionWish, EngineRequest, Event, Grid, Report, Timings
 from serving.errors import ApiError, invalid
 from serving.media.records import Clip
 
@@ -39,14 +39,35 @@ _OPTION = re.compile(r"^[A-Z][.)] ", re.MULTILINE)
 
 @dataclass(eq=False)
 class Job:
-    """One request in the engine's hands; ``emit`` takes its events from the engine's thread."""
+    """One request in the engine's hands; ``sink`` takes its events from the engine's thread."""
 
     request: EngineRequest
     clips: Sequence[Clip]
-    emit: Callable[[Event], None]
+    sink: Callable[[Event], None]
     submitted: float = field(default_factory=time.perf_counter)
     started: float = 0.0
     cancelled: threading.Event = field(default_factory=threading.Event)
+    _on_cancel: list[Callable[[], None]] = field(default_factory=list)
+
+    def on_cancel(self, call: Callable[[], None]) -> None:
+        """Have ``call`` made when nobody waits any more; at once if that is so."""
+        self._on_cancel.append(call)
+        if self.cancelled.is_set():
+            call()
+
+    def cancel(self) -> None:
+        """Nobody waits any more."""
+        self.cancelled.set()
+        for call in self._on_cancel:
+            call()
+
+    ended: bool = False  # its last event has gone out
+
+    def emit(self, event: Event) -> None:
+        """Hand ``event`` on; nothing follows the last one."""
+        if not self.ended:
+            self.ended = isinstance(event, LAST)
+            self.sink(event)
 
 
 @dataclass(eq=False)
@@ -112,11 +133,8 @@ class PromptBuilder:
     def __init__(self, video_llm: VideoLLM, config: EngineConfig) -> None:
         self._llm = video_llm
         self._config = config
-        self._cache = FeatureCache(config.feature_cache_bytes)
+        self._encoder = Encoder(video_llm, config.feature_cache_bytes)
         self._baselines = {name: method.for_model(video_llm) for name, method in SERVED.items()}
-        tokenizer = video_llm.processor.tokenizer
-        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        self._control = tuple(dict.fromkeys([*added, str(video_llm.processor.video_token)]))
         text = video_llm.model.config.get_text_config()
         self._max_position = int(text.max_position_embeddings)
 
@@ -130,28 +148,25 @@ class PromptBuilder:
         method, retention = _method(request.compression, policy, self._config.default_retention)
         if method != ALL and not job.clips:
             method, retention = ALL, 1.0  # nothing to compress
-        self._check_text(request)
         started = time.perf_counter()
-        try:
-            features = [
-                self._cache.get(clip.key, lambda clip=clip: self._llm.watch(clip.frames, fps=clip.fps))  # type: ignore[misc]
-                for clip in job.clips
-            ]
-            encoded = self._llm.encode_chat(request.messages, features)
-        except UserError as error:
-            raise invalid("messages", str(error)) from error
+        encoded = self._encoder.encode(request, job.clips)
         if encoded.length > self._config.max_prompt_tokens:
             raise _too_long(encoded.length, self._config.max_prompt_tokens)
-        fallback = self._llm.config.positions if policy is None else policy.metadata.positions
         return Prompt(
             job=job,
             policy=policy,
             method=method,
             retention=retention,
-            positions=self._llm.numbering(encoded, request.compression.positions or fallback),
+            positions=self._llm.numbering(encoded, request.compression.positions or self.positions(policy)),
             encoded=encoded,
             encode_s=time.perf_counter() - started,
         )
+
+    def positions(self, policy: CompressionPolicy | None) -> Positions:
+        """Those of requests that name none."""
+        if self._config.kind == "upstream":
+            return "contiguous"  # a server elsewhere numbers prompts itself
+        return self._llm.config.positions if policy is None else policy.metadata.positions
 
     def select(self, prompt: Prompt) -> None:
         """Choose exactly ``budget(retention, N)`` tokens by the prompt's method.
@@ -189,15 +204,6 @@ class PromptBuilder:
         wanted = prompt.next_position + (prompt.request.decoding.max_tokens if prompt.request.decoding else 0)
         if wanted > self._max_position:
             raise _too_long(wanted, self._max_position)
-
-    def _check_text(self, request: EngineRequest) -> None:
-        for message in request.messages:
-            texts = [part["text"] for part in message["content"] if part["type"] == "text"]
-            # Also one cut into several parts, which chat templates put together, some without the spaces around them.
-            whole = ("".join(texts), "".join(text.strip() for text in texts))
-            found = [token for token in self._control if any(token in text for text in whole)]
-            if found:
-                raise invalid("messages", f"the text holds the model's control token {found[0]!r}: remove it")
 
 
 def run_policy(prompts: Sequence[Prompt]) -> None:

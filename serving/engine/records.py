@@ -3,8 +3,8 @@
 Shape legend: N video tokens, T frames (temporal steps), k retained tokens.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from cacovid.config import Numbering, Positions
 from serving.errors import ApiError
 
-Message = Mapping[str, Any]  # of a chat, as transformers' chat templates take them; videos as {"type": "video"}
+# Of a chat, as transformers' chat templates take them; videos as {"type": "video"}, rows as {"type": "embeds"}.
+Message = Mapping[str, Any]
 Extra = Literal["embeddings", "prompt_embeds", "frames"]
 FinishReason = Literal["stop", "length"]
 
@@ -37,14 +38,39 @@ class CompressionWish(BaseModel):
 
 
 @dataclass(frozen=True)
+class Structure:
+    """The form that an answer must have; only engines that constrain their draws take one."""
+
+    kind: Literal["json_schema", "json_object", "choice", "regex", "grammar"]
+    value: Any = None  # a JSON schema, the choices as a tuple, an expression, a grammar; None for 'json_object'
+
+
+@dataclass(frozen=True)
 class Decoding:
-    """How an answer is drawn from the language model."""
+    """How answers are drawn from the language model; every engine takes this record."""
 
     max_tokens: int
     temperature: float = 0.0  # 0: greedy
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0  # of the draws where temperature > 0
+    n: int = 1  # answers to draw; the i-th has the seed `seed + i`
+    presence_penalty: float = 0.0  # taken from the logit of each token that the answer holds
+    frequency_penalty: float = 0.0  # and this for each time
+    logprobs: int | None = None  # alternatives to tell beside each token; None: no log-probabilities at all
+    structure: Structure | None = None
+
+    def choices(self) -> "list[Decoding]":
+        """One record an answer, each with ``n`` 1 and its own seed."""
+        return [replace(self, n=1, seed=(self.seed + index) % 2**63) for index in range(self.n)]
+
+
+class Token(NamedTuple):
+    """One token of an answer, as an engine drew it."""
+
+    id: int
+    logprob: float = 0.0  # natural logarithm, of the model's own distribution: before temperature, top_p and penalties
+    top: tuple[tuple[int, float], ...] = ()  # the likeliest tokens with theirs, as many as were asked for
 
 
 @dataclass(frozen=True)
@@ -56,6 +82,8 @@ class EngineRequest:
     compression: CompressionWish = field(default_factory=CompressionWish)
     decoding: Decoding | None = None
     extras: frozenset[Extra] = frozenset()
+    embeds: tuple[bytes, ...] = ()  # torch.save of (tokens, width), one for each part of rows in the messages
+    prompt: str | None = None  # text to go on with, in place of messages
     time_left_s: float = 600.0  # given up afterwards
 
 
@@ -105,19 +133,39 @@ class Started:
     """The request is valid and its answer begins."""
 
 
-@dataclass(frozen=True)
-class Delta:
-    """Further text of the answer."""
+class Likely(NamedTuple):
+    """A token and its log-probability by the model itself, before temperature, nucleus and penalties."""
 
     text: str
+    logprob: float
+
+
+class TokenLogprob(NamedTuple):
+    """One token of an answer."""
+
+    text: str
+    logprob: float
+    top: tuple[Likely, ...] = ()  # the likeliest tokens in its place, best first
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Further text of one answer, and the tokens since its last event where log-probabilities are wanted.
+
+    Text may wait for later tokens: then it is empty.
+    """
+
+    text: str
+    index: int = 0  # of the answer, below ``Decoding.n``
+    tokens: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The answer is whole."""
+    """All answers are whole."""
 
-    reason: FinishReason
-    completion_tokens: int
+    reasons: tuple[FinishReason, ...]  # one an answer
+    completion_tokens: int  # of all answers
     report: Report
 
 
@@ -145,14 +193,31 @@ class Compressed:
 
 
 Event = Started | Delta | Finished | Failed | Compressed
+LAST = (Finished, Failed, Compressed)  # one of them ends every request
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer."""
+    """Whole answers: one, or as many as ``Decoding.n`` asks for."""
 
-    text: str
+    texts: tuple[str, ...]
     finished: Finished
+    tokens: tuple[tuple[TokenLogprob, ...], ...] = ()  # one tuple an answer, empty where not wanted
+
+    @property
+    def text(self) -> str:
+        """The first answer."""
+        return self.texts[0]
+
+
+def gathered(deltas: Sequence[Delta], finished: Finished) -> Answer:
+    """The answer that a stream of events told."""
+    texts = [""] * len(finished.reasons)
+    tokens: list[tuple[TokenLogprob, ...]] = [()] * len(texts)
+    for delta in deltas:
+        texts[delta.index] += delta.text
+        tokens[delta.index] += delta.tokens
+    return Answer(tuple(texts), finished, tuple(tokens))
 
 
 Outcome = Answer | Compressed | Failed  # of a request as a whole: Compressed for one without decoding

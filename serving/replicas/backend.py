@@ -51,9 +51,11 @@ class ServeBackend:
         return cards
 
     async def metrics(self, own: list[Metric]) -> list[list[Metric]]:
-        """From every ingress replica, this one included."""
-        found = await self._ingress.broadcast("families").results_async(timeout_s=5, return_exceptions=True)
-        return [families for families in found if isinstance(families, list)] or [own]
+        """From every ingress replica, this one included, and from the engines."""
+        asked = [handle.broadcast("families") for handle in (self._ingress, self._engine)]
+        found = await asyncio.gather(*(each.results_async(timeout_s=5, return_exceptions=True) for each in asked))
+        ingress, engines = ([families for families in part if isinstance(families, list)] for part in found)
+        return (ingress or [own]) + engines
 
     async def stream(self, request: EngineRequest, videos: Sequence[VideoInput]) -> AsyncGenerator[Event, None]:
         """Events up to Finished or Failed."""
@@ -121,17 +123,29 @@ class ServeBackend:
             await asyncio.sleep(_FIRST_PAUSE_S * 2 ** (attempt - 1))
 
 
+class _Told:
+    """Text and number of tokens of each answer of a request."""
+
+    def __init__(self) -> None:
+        self.texts: dict[int, str] = {}
+        self.tokens: dict[int, int] = {}
+
+    def add(self, delta: Delta) -> None:
+        self.texts[delta.index] = self.texts.get(delta.index, "") + delta.text
+        self.tokens[delta.index] = self.tokens.get(delta.index, 0) + len(delta.tokens)
+
+
 class _Sent:
     """What the client has of a stream: a second try adds to it, and repeats and contradicts nothing."""
 
     def __init__(self) -> None:
         self._started = False
-        self._text = ""
-        self._repeated = ""  # of the present try
+        self._sent = _Told()
+        self._again = _Told()  # by the present try
 
     def begin(self) -> None:
         """A try begins, from the first event on."""
-        self._repeated = ""
+        self._again = _Told()
 
     def beyond(self, event: Event) -> Event | None:
         """The part of ``event`` that the client does not have; Failed where it says something else."""
@@ -139,18 +153,23 @@ class _Sent:
             case Started():
                 known, self._started = self._started, True
                 return None if known else event
-            case Delta(text):
-                self._repeated += text
-                if self._text.startswith(self._repeated):
-                    return None
-                if not self._repeated.startswith(self._text):
-                    return Failed(_died())
-                further = Delta(self._repeated[len(self._text) :])
-                self._text = self._repeated
-                return further
-            case Finished() if self._repeated != self._text:
+            case Delta(index=index):
+                self._again.add(event)
+                return self._further(event, self._sent.texts.get(index, ""), self._sent.tokens.get(index, 0))
+            case Finished() if self._again.texts != self._sent.texts:
                 return Failed(_died())
         return event
+
+    def _further(self, delta: Delta, sent: str, tokens: int) -> Event | None:
+        again = self._again.texts[delta.index]
+        if not sent.startswith(again) and not again.startswith(sent):
+            return Failed(_died())
+        new = self._again.tokens[delta.index] - tokens  # tokens that the client does not have
+        further = Delta(again[len(sent) :], delta.index, delta.tokens[-new:] if new > 0 else ())
+        if not further.text and not further.tokens:
+            return None
+        self._sent.add(further)
+        return further
 
 
 def _give_up(call: DeploymentResponse | DeploymentResponseGenerator) -> None:

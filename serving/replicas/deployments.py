@@ -15,7 +15,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from serving.config import ServiceConfig
+from serving.config import REPLICA_GPU, EngineConfig, ServiceConfig
 from serving.page.routes import Sample
 from serving.replicas.engine import EngineReplica
 from serving.replicas.ingress import Ingress
@@ -57,7 +57,19 @@ def _engine_options(config: ServiceConfig) -> dict[str, Any]:
         "graceful_shutdown_timeout_s": engine.drain_s,
         "health_check_period_s": 5,
         "health_check_timeout_s": 30,
-        "ray_actor_options": {"num_cpus": engine.cpus, "num_gpus": engine.gpus},
+        **_engine_place(config.engine),
+    }
+
+
+def _engine_place(engine: EngineConfig) -> dict[str, Any]:
+    """A replica's CPUs and GPUs. Where vLLM spans nodes, the replica and its first worker share the first bundle."""
+    if not engine.vllm.spans_nodes or engine.kind != "vllm":
+        return {"ray_actor_options": {"num_cpus": engine.cpus, "num_gpus": engine.gpus}}
+    others = [{"GPU": 1.0}] * (engine.vllm.tensor_parallel_size - 1)
+    return {
+        "ray_actor_options": {"num_cpus": engine.cpus, "num_gpus": REPLICA_GPU},
+        "placement_group_bundles": [{"CPU": engine.cpus, "GPU": 1.0}, *others],
+        "placement_group_strategy": engine.vllm.placement,
     }
 
 

@@ -1,10 +1,15 @@
 """The deployment that holds Video-LLM and policies."""
 
 import logging
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+from prometheus_client import Metric
+from ray import serve
+
+from serving.answerers import answerer_for
 from serving.config import ServiceConfig
 from serving.engine.records import EngineRequest, Event, Failed, ModelCard, Outcome
 from serving.logs import set_up_logs
@@ -30,7 +35,8 @@ class EngineReplica:
         set_up_logs(config.log_level)
         if config.engine.gpus == 0:
             torch.set_num_threads(config.engine.threads)
-        self._engine = Engine(load_video_llm(config.model), config.engine, config.base_id)
+        video_llm = load_video_llm(config.model)
+        self._engine = Engine(video_llm, config.engine, config.base_id, answerer_for(video_llm, config.engine, _end))
         self._batcher = Batcher(self._engine, config.engine)
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
@@ -57,6 +63,14 @@ class EngineReplica:
         """Every model id."""
         return self._engine.models()
 
+    async def families(self) -> list[Metric]:
+        """Metrics of what answers, with this replica's name."""
+        own = {"replica": serve.get_replica_context().replica_id.unique_id}
+        families = self._engine.answerer.metrics()
+        for family in families:
+            family.samples = [sample._replace(labels=own | sample.labels) for sample in family.samples]
+        return families
+
     async def check_health(self) -> None:
         """Raises RuntimeError when the batching loop has ended or a batch hangs; Serve then replaces the replica."""
         fault = self._running().fault()
@@ -67,6 +81,12 @@ class EngineReplica:
         """The batcher, started in the loop that requests run in."""
         self._batcher.start()
         return self._batcher
+
+
+def _end() -> None:
+    """End this process, whose vLLM is dead: Serve starts another, and what was asked is sent there."""
+    logger.error("this replica ends, because vLLM's core is dead")
+    os._exit(1)
 
 
 def _all_read(clips: tuple[Clip | Failed, ...]) -> list[Clip] | Failed:

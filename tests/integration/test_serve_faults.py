@@ -29,15 +29,16 @@ BODY = {"model": "tiny", "messages": messages(), "max_tokens": LONG}
 @dataclass
 class Service:
     url: str
-    media: HttpsServer
+    media: HttpsServer | None = None
+    patience_s: float = PATIENCE_S
 
     def post(self, **changes: object) -> httpx.Response:
-        return httpx.post(f"{self.url}/v1/chat/completions", json=BODY | changes, timeout=PATIENCE_S)
+        return httpx.post(f"{self.url}/v1/chat/completions", json=BODY | changes, timeout=self.patience_s)
 
     def stream(self, **changes: object) -> tuple[int, str]:
         """Status, and the whole text or the error's type."""
         body = BODY | {"stream": True} | changes
-        with httpx.stream("POST", f"{self.url}/v1/chat/completions", json=body, timeout=PATIENCE_S) as answer:
+        with httpx.stream("POST", f"{self.url}/v1/chat/completions", json=body, timeout=self.patience_s) as answer:
             lines = [line[6:] for line in answer.iter_lines() if line.startswith("data: ")]
         if answer.status_code != 200:
             return answer.status_code, ""

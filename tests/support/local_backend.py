@@ -56,7 +56,7 @@ class LocalBackend:
 
     async def metrics(self, own: list[Metric]) -> list[list[Metric]]:
         """See :class:`Backend`."""
-        return [own]
+        return [own, self._batcher.engine.answerer.metrics()]
 
     async def _clips(self, videos: Sequence[VideoInput]) -> list[Clip]:
         if self._batcher.waiting >= self._config.engine.waiting:

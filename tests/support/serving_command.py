@@ -10,16 +10,16 @@ import time
 from collections.abc import Mapping
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "cluster.commands.main", "serve", *arguments]
+def command(*arguments: str, name: str = "serve") -> list[str]:
+    return [sys.executable, "-m", "cluster.commands.main", name, *arguments]
 
 
 class ServeCommand:
     """Runs inside the block; whatever is left of it is killed behind."""
 
-    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None, name: str = "serve") -> None:
         self.process = subprocess.Popen(
-            command(*arguments),
+            command(*arguments, name=name),
             env=os.environ | (environment or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

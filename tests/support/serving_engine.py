@@ -15,6 +15,7 @@ from cacovid.models.loading import load_video_llm
 from cacovid.policy.build import policy_for
 from serving.config import EngineConfig
 from serving.engine.engine import Engine
+from serving.engine.generation import JoiningBatches
 from serving.engine.prompts import Job
 from serving.engine.records import Decoding, Delta, EngineRequest, Event, Failed
 from serving.media.records import Clip
@@ -47,8 +48,13 @@ def _folder() -> Path:
 
 
 @cache
+def tiny_folder(kind: str) -> str:
+    return str(save_tiny_model(kind, _folder() / kind))
+
+
+@cache
 def tiny_llm(kind: str) -> VideoLLM:
-    return load_video_llm(ModelConfig(path=str(save_tiny_model(kind, _folder() / kind)), num_frames=8))
+    return load_video_llm(ModelConfig(path=tiny_folder(kind), num_frames=8))
 
 
 @cache
@@ -61,7 +67,8 @@ def tiny_policy(kind: str = KIND, seed: int = 0) -> str:
 
 def engine_of(kind: str = KIND, **config) -> Engine:
     """One policy, 'trained', and the model alone, 'plain'."""
-    engine = Engine(tiny_llm(kind), EngineConfig(**config), "plain")
+    settings = EngineConfig(**config)
+    engine = Engine(tiny_llm(kind), settings, "plain", JoiningBatches(tiny_llm(kind), settings))
     engine.load_policies({"trained": tiny_policy(kind)})
     return engine
 

@@ -20,6 +20,7 @@ from cacovid.config import TrainConfig
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.loading import load_video_llm
 from cacovid.policy.build import policy_for
+from serving.answerers import answerer_for
 from serving.api.app import create_app
 from serving.api.gate import Admission
 from serving.api.keys import Keys
@@ -73,10 +74,16 @@ class Running:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE_S)
 
 
+def _died() -> None:
+    raise AssertionError("the engine died")
+
+
 @contextmanager
 def running(config: ServiceConfig, samples: Sequence[Sample] = (), keys: Sequence[str] = (KEY,)) -> Iterator[Running]:
     """Serve ``config`` on a free port of loopback until the block ends."""
-    engine = Engine(embedded_llm(), config.engine, config.base_id)
+    # vLLM takes the language model's layers away: not from the one that other tests share.
+    llm = embedded_llm() if config.engine.kind == "transformers" else load_video_llm(config.model)
+    engine = Engine(llm, config.engine, config.base_id, answerer_for(llm, config.engine, _died))
     engine.load_policies(config.policies)
     telemetry, admission = Telemetry("test"), Admission()
     backend = LocalBackend(engine, config)

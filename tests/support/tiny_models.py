@@ -33,10 +33,10 @@ CHAT_TEMPLATE = (
 )
 
 
-def save_tiny_model(model_type: str, folder: Path, seed: int = 0) -> Path:
-    """Write a tiny random model of ``model_type`` and its processor to ``folder``."""
+def save_tiny_model(model_type: str, folder: Path, seed: int = 0, head: int = 8) -> Path:
+    """Write a tiny random model of ``model_type``, with attention heads of ``head`` channels, to ``folder``."""
     torch.manual_seed(seed)
-    model, processor = BUILDERS[model_type]()
+    model, processor = BUILDERS[model_type](head)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:
@@ -80,14 +80,14 @@ def begin_with_bos(tokenizer: hf.PreTrainedTokenizerFast) -> hf.PreTrainedTokeni
     return tokenizer
 
 
-def _text_sizes(**changes: Any) -> dict[str, Any]:
+def _text_sizes(head: int, **changes: Any) -> dict[str, Any]:
     sizes = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "num_attention_heads": 32 // head,
+        "num_key_value_heads": max(1, 16 // head),
         "max_position_embeddings": 4096,
         "pad_token_id": 1,
         "bos_token_id": None,
@@ -109,13 +109,13 @@ Built = tuple[hf.PreTrainedModel, hf.ProcessorMixin]
 SQUARE = {"height": 40, "width": 40}
 
 
-def _llava_onevision() -> Built:
+def _llava_onevision(head: int) -> Built:
     """5x5 patches pooled to 3x3 tokens a frame, and a newline."""
     tokenizer = word_tokenizer("<image>", "<video>")
     image_id, video_id = tokenizer.convert_tokens_to_ids(["<image>", "<video>"])
     config = hf.LlavaOnevisionConfig(
         vision_config=hf.SiglipVisionConfig(**_tower_sizes(image_size=40, patch_size=8, vision_use_head=False)),
-        text_config=hf.Qwen2Config(**_text_sizes()),
+        text_config=hf.Qwen2Config(**_text_sizes(head)),
         image_token_index=image_id,
         video_token_index=video_id,
         vision_feature_layer=-1,
@@ -132,13 +132,13 @@ def _llava_onevision() -> Built:
     return hf.LlavaOnevisionForConditionalGeneration(config), processor
 
 
-def _llava_next_video() -> Built:
+def _llava_next_video(head: int) -> Built:
     """6x6 patches (and a class token) pooled to 3x3 tokens a frame; a Llama and its beginning of text."""
     tokenizer = begin_with_bos(word_tokenizer("<s>", "<image>", "<video>"))
     image_id, video_id = tokenizer.convert_tokens_to_ids(["<image>", "<video>"])
     config = hf.LlavaNextVideoConfig(
         vision_config=hf.CLIPVisionConfig(**_tower_sizes(image_size=48, patch_size=8, projection_dim=32)),
-        text_config=hf.LlamaConfig(**_text_sizes()),
+        text_config=hf.LlamaConfig(**_text_sizes(head)),
         image_token_index=image_id,
         video_token_index=video_id,
         image_grid_pinpoints=[[48, 48]],
@@ -174,12 +174,16 @@ def _qwen_processor(kind: type[hf.ProcessorMixin], videos: hf.BaseVideoProcessor
     )
 
 
+def _sections(head: int) -> list[int]:
+    return [head // 4, head // 8, head // 8]
+
+
 def _qwen_ids(processor: hf.ProcessorMixin) -> dict[str, int]:
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     return dict(zip(names, processor.tokenizer.convert_tokens_to_ids(list(MARKERS)), strict=True))
 
 
-def _qwen2_5_vl() -> Built:
+def _qwen2_5_vl(head: int) -> Built:
     processor = _qwen_processor(hf.Qwen2_5_VLProcessor, hf.Qwen2VLVideoProcessor(size=PIXELS, **PATCHES))
     vision = {
         "depth": 2,
@@ -192,13 +196,13 @@ def _qwen2_5_vl() -> Built:
         "out_hidden_size": 32,
         "tokens_per_second": 2,
     }
-    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1]}
-    text = _text_sizes(rope_parameters=rope)
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": _sections(head)}
+    text = _text_sizes(head, rope_parameters=rope)
     config = hf.Qwen2_5_VLConfig(vision_config=vision, text_config=text, **_qwen_ids(processor))
     return hf.Qwen2_5_VLForConditionalGeneration(config), processor
 
 
-def _qwen3_vl() -> Built:
+def _qwen3_vl(head: int) -> Built:
     processor = _qwen_processor(hf.Qwen3VLProcessor, hf.Qwen3VLVideoProcessor(size=CLIP_PIXELS, **PATCHES))
     vision = {
         "depth": 3,
@@ -210,18 +214,23 @@ def _qwen3_vl() -> Built:
         "num_position_embeddings": 144,
         "deepstack_visual_indexes": [0, 1],
     }
-    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
-    text = _text_sizes(rope_parameters=rope, head_dim=8)
+    rope = {
+        "rope_type": "default",
+        "rope_theta": 10_000.0,
+        "mrope_section": [head // 4, head // 8, head // 8],
+        "mrope_interleaved": True,
+    }
+    text = _text_sizes(head, rope_parameters=rope, head_dim=head)
     config = hf.Qwen3VLConfig(vision_config=vision, text_config=text, **_qwen_ids(processor))
     return hf.Qwen3VLForConditionalGeneration(config), processor
 
 
-def _smolvlm() -> Built:
+def _smolvlm(head: int) -> Built:
     """6x6 patches, shuffled 2x2 into 3x3 tokens a frame."""
     tokenizer = word_tokenizer("<fake_token_around_image>", "<image>", "<global-img>", "<end_of_utterance>", "<video>")
     config = hf.SmolVLMConfig(
         vision_config=_tower_sizes(image_size=48, patch_size=8),
-        text_config=hf.LlamaConfig(**_text_sizes()),
+        text_config=hf.LlamaConfig(**_text_sizes(head)),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         scale_factor=2,
     )
@@ -236,7 +245,7 @@ def _smolvlm() -> Built:
     return hf.SmolVLMForConditionalGeneration(config), processor
 
 
-def _internvl() -> Built:
+def _internvl(head: int) -> Built:
     """6x6 patches (and a class token), shuffled 2x2 into 3x3 tokens a frame; a Qwen3 with q/k norms as in 3.5."""
     tokenizer = word_tokenizer(
         start_image_token="<img>", end_image_token="</img>", context_image_token="<IMG_CONTEXT>", video_token="<video>"
@@ -244,7 +253,7 @@ def _internvl() -> Built:
     size = {"height": 48, "width": 48}
     config = hf.InternVLConfig(
         vision_config=hf.InternVLVisionConfig(**_tower_sizes(image_size=48, patch_size=8)),
-        text_config=hf.Qwen3Config(**_text_sizes(head_dim=8)),
+        text_config=hf.Qwen3Config(**_text_sizes(head, head_dim=head)),
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=9,
         tie_word_embeddings=False,
@@ -259,7 +268,7 @@ def _internvl() -> Built:
     return hf.InternVLForConditionalGeneration(config), processor
 
 
-def _video_llama_3() -> Built:
+def _video_llama_3(head: int) -> Built:
     tokenizer = word_tokenizer(*MARKERS)
     patches = PATCHES | {"temporal_patch_size": 1}
     processor = hf.VideoLlama3Processor(
@@ -271,14 +280,14 @@ def _video_llama_3() -> Built:
     ids = _qwen_ids(processor)
     config = hf.VideoLlama3Config(
         vision_config=_tower_sizes(patch_size=4),
-        text_config=hf.Qwen2Config(**_text_sizes()),
+        text_config=hf.Qwen2Config(**_text_sizes(head)),
         image_token_id=ids["image_token_id"],
         video_token_id=ids["video_token_id"],
     )
     return hf.VideoLlama3ForConditionalGeneration(config), processor
 
 
-BUILDERS: dict[str, Callable[[], Built]] = {
+BUILDERS: dict[str, Callable[[int], Built]] = {
     "llava_onevision": _llava_onevision,
     "llava_next_video": _llava_next_video,
     "qwen2_5_vl": _qwen2_5_vl,

@@ -102,7 +102,7 @@ def test_a_clip_that_the_processor_refuses_is_a_bad_item(subject: Subject) -> No
 
 
 def test_qwens_video_limits_replace_the_image_limits_that_its_repositories_state() -> None:
-    model, processor = BUILDERS["qwen2_5_vl"]()
+    model, processor = BUILDERS["qwen2_5_vl"](8)
     published = {"min_pixels": 3136, "max_pixels": 12_845_056}  # Qwen/Qwen2.5-VL-7B-Instruct
     processor.image_processor = hf.Qwen2VLImageProcessor(**published)
     processor.video_processor = hf.Qwen2VLVideoProcessor(**published)

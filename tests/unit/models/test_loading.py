@@ -242,7 +242,7 @@ def test_the_documented_example_of_a_new_family_works(tmp_path: Path) -> None:
 
 
 def tiny_qwen2_vl() -> Any:
-    _, parts = BUILDERS["qwen2_5_vl"]()
+    _, parts = BUILDERS["qwen2_5_vl"](8)
     processor = hf.Qwen2VLProcessor(
         image_processor=parts.image_processor,
         tokenizer=parts.tokenizer,

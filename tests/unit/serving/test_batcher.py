@@ -36,22 +36,46 @@ def with_batcher(engine: Engine, work, **config):
 
 
 def test_requests_that_wait_together_are_answered_together(llm, engine, monkeypatch):
-    sizes = []
-    run_batch = engine.run
-    monkeypatch.setattr(engine, "run", lambda jobs: sizes.append(len(jobs)) or run_batch(jobs))
+    begun = []
+    begin = engine._begin
+    monkeypatch.setattr(engine, "_begin", lambda jobs: begun.append(len(jobs)) or begin(jobs))
 
     async def work(batcher: Batcher) -> list[Answer]:
         return await asyncio.gather(*(batcher.answer(asks(), [clip_of(0)]) for _ in range(7)))
 
     answers = with_batcher(engine, work, max_batch=4)
+    assert [size for size in begun if size] == [4, 3]
     assert {answer.text for answer in answers} == {text_of(one(engine, asks()))}
-    assert sizes[:2] == [4, 3]
+
+
+def test_a_request_that_comes_later_does_not_wait_for_a_long_answer(engine):
+    """It joins between two tokens: its answer is whole while the other is still being written."""
+
+    async def work(batcher: Batcher) -> tuple[Answer, bool]:
+        events = batcher.events(asks(decoding=Decoding(max_tokens=1000)), [clip_of(0)])
+        async for event in events:
+            if isinstance(event, Delta):
+                break
+        long = asyncio.create_task(_rest(events))
+        answer = await batcher.answer(asks(), [clip_of(1)])
+        waited = long.done()
+        long.cancel()
+        await asyncio.gather(long, return_exceptions=True)
+        return answer, waited
+
+    answer, waited = with_batcher(engine, work)
+    assert (answer.text, waited) == (text_of(one(engine, asks(), clip_of(1))), False)
+
+
+async def _rest(events) -> None:
+    async for _ in events:
+        pass
 
 
 def test_a_failing_batch_is_answered_with_an_error_and_the_next_one_runs(engine, monkeypatch, caplog):
     run_batch = engine.run
 
-    def broken(jobs):
+    def broken(jobs, more):
         monkeypatch.setattr(engine, "run", run_batch)
         raise RuntimeError("secret detail")
 
@@ -69,7 +93,7 @@ def test_a_device_that_has_failed_makes_its_engine_unhealthy(engine, monkeypatch
     """After an illegal access CUDA answers nothing more in that process; another error is one batch's."""
 
     def failing_with(error: Exception) -> str | None:
-        def broken(jobs):
+        def broken(jobs, more):
             raise error
 
         async def work(batcher: Batcher) -> str | None:
@@ -103,7 +127,7 @@ def test_leaving_early_ends_the_generation(llm, engine, monkeypatch):
 def test_a_stalled_batch_is_a_fault(engine, monkeypatch):
     release = threading.Event()
     run_batch = engine.run
-    monkeypatch.setattr(engine, "run", lambda jobs: release.wait(PATIENCE_S) and run_batch(jobs))
+    monkeypatch.setattr(engine, "run", lambda jobs, more: release.wait(PATIENCE_S) and run_batch(jobs, more))
 
     async def work(batcher: Batcher):
         assert batcher.fault() is None
@@ -115,4 +139,4 @@ def test_a_stalled_batch_is_a_fault(engine, monkeypatch):
         await until(lambda: batcher.fault() is None)  # the batch ends just after its last event
         return fault
 
-    assert with_batcher(engine, work, stall_s=0.1) == "a batch has lasted longer than engine.stall_s=0.1"
+    assert with_batcher(engine, work, stall_s=0.1) == "no token has come for longer than engine.stall_s=0.1"

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from serving.engine.decoding import RowSampler, TextAssembler
+from serving.engine.decoding import TextAssembler
+from serving.engine.drawing import Draws
 from serving.engine.records import (
     Decoding,
     EngineRequest,
@@ -18,7 +19,7 @@ def test_a_stop_string_ends_the_answer_before_it(engine):
     stop = whole[5:8]
     events = one(engine, asks(decoding=Decoding(max_tokens=12, stop=("never there", stop))))
     assert text_of(events) == whole[: whole.index(stop)]
-    assert events[-1].reason == "stop"
+    assert events[-1].reasons == ("stop",)
 
 
 def test_an_end_token_ends_the_answer(llm, engine):
@@ -30,7 +31,7 @@ def test_an_end_token_ends_the_answer(llm, engine):
         events = one(engine, asks())
     finally:
         llm.end_tokens = ends
-    assert (text_of(events), events[-1].reason, events[-1].completion_tokens) == ("", "stop", 0)
+    assert (text_of(events), events[-1].reasons, events[-1].completion_tokens) == ("", ("stop",), 0)
 
 
 def test_draws_depend_on_the_seed_alone(engine):
@@ -50,16 +51,25 @@ def test_draws_follow_the_softmax_within_the_nucleus():
         (0.7, 1.0, [0.625, 0.375, 0.0, 0.0]),
         (1.0, 0.5, [25 / 36.5, 9 / 36.5, 2.25 / 36.5, 0.25 / 36.5]),
     ]:
-        rows = [Decoding(1, temperature, top_p, (), seed) for seed in range(draws)]
-        tokens = RowSampler(rows)(torch.zeros(draws, 1), logits.expand(draws, -1)).argmax(1)
+        rows = [Draws(Decoding(1, temperature, top_p, (), seed)) for seed in range(draws)]
+        tokens = torch.stack([row.scores(logits, 0).argmax() for row in rows])
         counts = torch.bincount(tokens, minlength=4).tolist()
         for count, share in zip(counts, expected, strict=True):
             assert abs(count / draws - share) <= 4 * math.sqrt(share * (1 - share) / draws)
 
 
-def test_greedy_rows_are_left_as_they_are():
-    logits = torch.randn(2, 7, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(RowSampler([Decoding(1), Decoding(1)])(torch.zeros(2, 1), logits), logits)
+def test_greedy_logits_are_left_as_they_are():
+    logits = torch.randn(7, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(Draws(Decoding(1)).scores(logits, 3, [1, 2, 2]), logits)
+
+
+def test_penalties_are_openais():
+    """mu[j] - c[j] * frequency - (c[j] > 0) * presence, of the answer's own tokens."""
+    logits = torch.randn(7, generator=torch.Generator().manual_seed(0))
+    expected = logits - torch.tensor([0, 1 * 0.5 + 2.0, 2 * 0.5 + 2.0, 0, 0, 0, 0])
+    draws = Draws(Decoding(1, presence_penalty=2.0, frequency_penalty=0.5))
+    assert torch.allclose(draws.scores(logits, 3, [2, 1, 2]), expected)
+    assert torch.equal(draws.scores(logits, 0), logits)
 
 
 class Letters:

@@ -1,5 +1,7 @@
 """The engine without Ray: batches, methods, policies, refusals."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,10 +14,13 @@ from serving.engine.records import (
     Decoding,
     Delta,
     EngineRequest,
+    Event,
     Failed,
     Finished,
     Started,
+    TokenLogprob,
 )
+from serving.media.records import Clip
 from tests.support.serving_engine import (
     QUESTION,
     WORDY,
@@ -27,25 +32,82 @@ from tests.support.serving_engine import (
     one,
     run,
     text_of,
+    tiny_llm,
     tiny_policy,
 )
 from tests.support.tiny_models import BUILDERS
 
 
-@pytest.mark.parametrize("kind", sorted(BUILDERS))
-def test_a_batch_of_prompts_of_different_lengths_answers_as_each_alone(kind):
-    """Left padding, joined tower outputs and per-request positions, for every family of models."""
-    engine = engine_of(kind)
-    asked = [
-        (asks(QUESTION, compression=CompressionWish(retention=0.2)), [clip_of(0)]),
-        (asks(WORDY, compression=CompressionWish(retention=0.2, positions="contiguous")), [clip_of(1)]),
-        (asks(WORDY, compression=CompressionWish(retention=0.2, method="uniform")), [clip_of(0)]),
-        (asks("where?", compression=CompressionWish(retention=0.5)), [clip_of(1)]),
+def mixed() -> list[tuple[EngineRequest, list[Clip]]]:
+    """Prompts that keep from one token to all, in both position modes, greedy and drawn, of several lengths."""
+    told = Decoding(max_tokens=12, logprobs=3)
+    drawn = replace(told, temperature=1.5, top_p=0.9, seed=7)
+    short = replace(told, max_tokens=3, frequency_penalty=1.0)
+    return [
+        (asks(QUESTION, compression=CompressionWish(retention=0.2), decoding=told), [clip_of(0)]),
+        (asks(WORDY, compression=CompressionWish(retention=0.9, positions="contiguous"), decoding=drawn), [clip_of(1)]),
+        (asks(WORDY, compression=CompressionWish(retention=0.01, method="uniform"), decoding=told), [clip_of(0)]),
+        (asks("where?", model="plain", decoding=short), [clip_of(1)]),
+        (asks("what is red?", videos=0, decoding=drawn), []),
+        (asks("where?", compression=CompressionWish(retention=0.4), decoding=drawn), [clip_of(1)]),
     ]
-    together = [text_of(events) for events in run(engine, *asked)]
-    alone = [text_of(run(engine, each)[0]) for each in asked]
-    assert together == alone
-    assert len(set(alone)) > 1, "the answers depend on the question"
+
+
+def tokens_of(events: list[Event]) -> list[TokenLogprob]:
+    return [token for event in events if isinstance(event, Delta) for token in event.tokens]
+
+
+def assert_same(together: list[Event], alone: list[Event]) -> None:
+    """Text for text and token for token, log-probabilities of the alternatives included."""
+    assert text_of(together) == text_of(alone)
+    assert together[-1].reasons == alone[-1].reasons
+    pairs = list(zip(tokens_of(together), tokens_of(alone), strict=True))
+    assert pairs
+    for one_token, other in pairs:
+        assert one_token.text == other.text
+        likely = [(mine.logprob, theirs.logprob) for mine, theirs in zip(one_token.top, other.top, strict=True)]
+        for mine, theirs in [(one_token.logprob, other.logprob), *likely]:
+            assert mine == pytest.approx(theirs, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", sorted(BUILDERS))
+def test_prompts_of_different_kept_counts_are_answered_together_as_each_alone(kind):
+    """Left padding, joined tower outputs, deepstack levels and own positions, for every family of models."""
+    engine, asked = engine_of(kind), mixed()
+    alone = [run(engine, each)[0] for each in asked]
+    for together, lone in zip(run(engine, *asked), alone, strict=True):
+        assert_same(together, lone)
+    assert len({text_of(events) for events in alone}) > 1, "the answers depend on the question"
+
+
+@pytest.mark.parametrize("kind", sorted(BUILDERS))
+def test_requests_that_join_between_two_tokens_are_answered_as_alone(kind):
+    """One comes after each token of the others, shorter and longer ones, while answered ones leave."""
+    engine, asked = engine_of(kind), mixed()
+    events: list[list[Event]] = [[] for _ in asked]
+    jobs = iter([Job(*each, own.append) for each, own in zip(asked, events, strict=True)])
+    engine.run([next(jobs)], lambda: [job for job in [next(jobs, None)] if job])
+    for together, each in zip(events, asked, strict=True):
+        assert_same(together, run(engine, each)[0])
+
+
+def test_prompts_of_one_length_are_read_in_one_pass_and_all_answers_are_written_together(llm, engine, monkeypatch):
+    shapes = []
+    forward = llm.model.forward
+    monkeypatch.setattr(
+        llm.model, "forward", lambda **given: shapes.append(tuple(given["input_ids"].shape)) or forward(**given)
+    )
+    like = asks(compression=CompressionWish(retention=0.2), decoding=Decoding(max_tokens=3))
+    run(
+        engine,
+        (like, [clip_of(0)]),
+        (replace(like, model="plain", compression=CompressionWish()), [clip_of(1)]),
+        (like, [clip_of(1)]),
+    )
+    (few, short), (one_row, long), *steps = shapes
+    assert (few, one_row) == (2, 1)
+    assert short < long
+    assert steps == [(3, 1), (3, 1)]
 
 
 def test_the_answer_is_the_librarys(llm, engine):
@@ -58,7 +120,7 @@ def test_the_answer_is_the_librarys(llm, engine):
     started, finished = events[0], events[-1]
     assert isinstance(started, Started)
     assert isinstance(finished, Finished)
-    assert (finished.reason, finished.completion_tokens) == ("length", 6)
+    assert (finished.reasons, finished.completion_tokens) == (("length",), 6)
     assert finished.report.video_tokens == encoded.grid.tokens
     assert finished.report.video_tokens_kept == budget(0.2, encoded.grid.tokens)
     assert finished.report.prompt_tokens == encoded.length
@@ -66,6 +128,30 @@ def test_the_answer_is_the_librarys(llm, engine):
         compressed.kept
     )
     assert finished.report.timings.generate >= finished.report.timings.first_token > 0
+
+
+@pytest.mark.parametrize("kind", ["llava_onevision", "qwen2_5_vl", "qwen3_vl"])
+def test_an_answer_with_penalties_is_that_of_a_slow_loop(kind):
+    """The whole prompt anew for every token, without cache; penalties by OpenAI's formula."""
+    llm, engine = tiny_llm(kind), engine_of(kind)
+    wish = CompressionWish(retention=0.3, method="uniform")
+    decoding = Decoding(max_tokens=10, presence_penalty=0.7, frequency_penalty=1.3, logprobs=0)
+    events = one(engine, asks(compression=wish, decoding=decoding))
+    kept = one(engine, compresses(compression=wish))[0].kept
+    given = llm.pack(llm.encode(llm.watch(clip_of(0).frames), QUESTION), torch.tensor([kept]))
+    answer: list[int] = []
+    for _ in range(decoding.max_tokens):
+        with torch.inference_mode():
+            logits = llm.model(**given, use_cache=False).logits[0, -1].tolist()
+        for token in set(answer):
+            logits[token] -= 0.7 + 1.3 * answer.count(token)
+        answer.append(logits.index(max(logits)))
+        given["input_ids"] = torch.cat([given["input_ids"], torch.tensor([answer[-1:]])], dim=1)
+        given["attention_mask"] = torch.ones_like(given["input_ids"])
+        positions = given["position_ids"]
+        given["position_ids"] = torch.cat([positions, positions[..., -1:] + 1], dim=-1)
+    words = [llm.processor.tokenizer.decode([token]) for token in answer]
+    assert [token.text for token in tokens_of(events)] == words
 
 
 def test_text_arrives_token_by_token(engine):
@@ -209,12 +295,10 @@ def test_the_tower_runs_once_for_a_clip_asked_about_twice(llm, engine, monkeypat
 
 def test_small_batches_are_cut_by_their_tokens(llm, monkeypatch):
     sizes = []
-    generate = llm.model.generate
-    monkeypatch.setattr(
-        llm.model, "generate", lambda **kwargs: sizes.append(len(kwargs["input_ids"])) or generate(**kwargs)
-    )
-    run(engine_of(max_batch_tokens=120), *[(asks(), [clip_of(0)])] * 5)
-    assert sum(sizes) == 5
+    forward = llm.model.forward
+    monkeypatch.setattr(llm.model, "forward", lambda **given: sizes.append(len(given["input_ids"])) or forward(**given))
+    answers = run(engine_of(max_batch_tokens=120), *[(asks(), [clip_of(0)])] * 5)
+    assert all(isinstance(events[-1], Finished) for events in answers)
     assert 1 < max(sizes) < 5
 
 

@@ -53,6 +53,7 @@ def test_the_description_has_every_route_and_the_errors(service):
     description = get(f"{service.url}/openapi.json").json()
     assert set(description["paths"]) == {
         "/v1/chat/completions",
+        "/v1/completions",
         "/v1/compress",
         "/v1/models",
         "/metrics",

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from serving.api.requests import ChatRequest, engine_request
 from serving.config import ServiceConfig
-from serving.engine.records import Decoding
+from serving.engine.records import Decoding, Structure
 from serving.errors import ApiError
 from tests.support.serving_server import POLICY, running, service_config
 from tests.support.serving_videos import clip_bytes, data_url
@@ -35,6 +35,7 @@ def service():
         {"response_format": {"type": "text"}, "stop": [], "user": "u", "metadata": {"a": "b"}, "store": False},
         {"stream": True, "stream_options": {"include_usage": None}},
         dict.fromkeys(("max_tokens", "temperature", "stop", "stream_options", "compression", "media_io_kwargs")),
+        {"structured_outputs": None, "response_format": {"type": "text"}, "top_logprobs": None},
         dict.fromkeys(("functions", "top_logprobs", "reasoning_effort", "a_field_of_tomorrow")),
     ],
 )
@@ -45,13 +46,16 @@ def test_fields_that_change_nothing_are_taken(fields):
 @pytest.mark.parametrize(
     ("fields", "place"),
     [
-        ({"n": 2}, ("n",)),
-        ({"logprobs": True}, ("logprobs",)),
+        ({"n": 0}, ("n",)),
+        ({"top_logprobs": 2}, ()),
+        ({"logprobs": True, "top_logprobs": 21}, ("top_logprobs",)),
         ({"tools": [{"type": "function"}]}, ("tools",)),
         ({"tool_choice": "required"}, ("tool_choice",)),
-        ({"response_format": {"type": "json_object"}}, ("response_format", "type")),
+        ({"response_format": {"type": "json_schema"}}, ("response_format",)),
+        ({"structured_outputs": {"choice": ["a"], "regex": "a"}}, ("structured_outputs",)),
         ({"modalities": ["text", "audio"]}, ("modalities", 1)),
-        ({"frequency_penalty": 0.5}, ("frequency_penalty",)),
+        ({"frequency_penalty": 2.5}, ("frequency_penalty",)),
+        ({"logit_bias": {"5": 1.0}}, ("logit_bias",)),
         ({"reasoning_effort": "high"}, ("reasoning_effort",)),
         ({"messages": None}, ("messages",)),
     ],
@@ -60,6 +64,38 @@ def test_wishes_that_cannot_be_met_are_refused(fields, place):
     with pytest.raises(ValidationError) as caught:
         ChatRequest.model_validate(PLAIN | fields)
     assert caught.value.errors()[0]["loc"] == place
+
+
+SCHEMA = {"type": "object", "properties": {"color": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "structure"),
+    [
+        ({"response_format": {"type": "json_object"}}, Structure("json_object")),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "a", "strict": True, "schema": SCHEMA},
+                }
+            },
+            Structure("json_schema", SCHEMA),
+        ),
+        ({"structured_outputs": {"choice": ["red", "blue"]}}, Structure("choice", ["red", "blue"])),
+        ({"structured_outputs": {"json": SCHEMA}}, Structure("json_schema", SCHEMA)),
+        ({"structured_outputs": {"regex": "[ab]+"}}, Structure("regex", "[ab]+")),
+    ],
+)
+def test_forms_of_answers_are_carried_to_the_engine(fields, structure):
+    assert decoding(**fields).structure == structure
+
+
+def test_the_engines_record_carries_every_field():
+    fields = {"n": 3, "presence_penalty": 0.5, "frequency_penalty": -1, "logprobs": True, "top_logprobs": 4}
+    assert decoding(**fields) == Decoding(max_tokens=128, n=3, presence_penalty=0.5, frequency_penalty=-1.0, logprobs=4)
+    with pytest.raises(ApiError, match="at most 8 are drawn"):
+        decoding(n=9)
 
 
 def test_lengths_are_taken_from_either_field_and_must_agree():

@@ -17,13 +17,16 @@ from serving.engine.records import (
     Finished,
     Report,
     Started,
+    TokenLogprob,
+    gathered,
 )
 from serving.media.records import Sampling, VideoInput
 from serving.replicas import backend as serve_backend
 from serving.replicas.backend import ServeBackend
 
 REPORT = Report("m", "policy", 0.1, "original", (1, 1, 1), 1, 1, 2, 2)
-ANSWER = Answer("red", Finished("stop", 1, REPORT))
+ANSWER = Answer(("red",), Finished(("stop",), 1, REPORT))
+TWO = Finished(("stop", "length"), 4, REPORT)
 REQUEST = EngineRequest("m", (), decoding=Decoding(4))
 
 
@@ -165,6 +168,16 @@ def test_a_stream_goes_on_where_it_was_cut():
     assert "".join(event.text for event in events if isinstance(event, Delta)) == "the ring is red"
     assert sum(isinstance(event, Started) for event in events) == 1
     assert events[-1] == ANSWER.finished
+
+
+def test_every_answer_of_a_stream_goes_on_where_it_was_cut_with_its_log_probabilities():
+    red, ring, is_ = (TokenLogprob(word, -1.0) for word in ("red ", "ring ", "is "))
+    blue = Delta("blue", 1, (TokenLogprob("blue", -2.0),))
+    first = [Started(), Delta("red ", 0, (red,)), blue, Delta("", 0, (ring,)), ActorDiedError()]
+    second = [Started(), blue, Delta("red ring ", 0, (red, ring)), Delta("is ", 0, (is_,)), TWO]
+    events = streamed(Handle(first, second))
+    answer = gathered([event for event in events if isinstance(event, Delta)], events[-1])
+    assert answer == Answer(("red ring is ", "blue"), TWO, ((red, ring, is_), blue.tokens))
 
 
 def test_a_stream_that_was_cut_before_it_began_has_all_of_its_events():
