@@ -14,9 +14,9 @@ from cacovid.models.adapter import VideoLLM
 from serving.config import EngineConfig
 from serving.engine.batch import RunningBatch, of_one_length
 from serving.engine.decoding import Answering, Row
-from serving.engine.records import Decoding
+from serving.engine.records import Decoding, Failed
 from serving.engine.refusals import refusals
-from serving.errors import ApiError
+from serving.errors import ApiError, overloaded
 
 
 class JoiningBatches:
@@ -48,6 +48,10 @@ class JoiningBatches:
 
     def advance(self) -> bool:
         """Let those join that fit, then draw one token of every answer."""
+        for answering in self._waiting:
+            if answering.prompt.job.cancelled.is_set():
+                answering.prompt.job.emit(Failed(overloaded("nobody waits for the answer", 1)))
+        self._waiting = [answering for answering in self._waiting if not answering.prompt.job.ended]
         joining, self._waiting = self._fitting()
         for part in of_one_length(joining):
             with refusals(*(answering.prompt.job for answering in part)):

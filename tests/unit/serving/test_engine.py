@@ -256,6 +256,20 @@ def test_a_short_answer_does_not_wait_for_the_long_ones_of_its_batch(engine):
     assert short < long
 
 
+def test_who_leaves_before_there_is_room_takes_none(engine):
+    """Its prompt is not read; the one that is being answered goes on."""
+    first, second = [], []
+    waiting = Job(asks(), [clip_of(0)], second.append)
+
+    def sink(event: Event) -> None:
+        first.append(event)
+        waiting.cancel()
+
+    engine_of(max_batch_tokens=1).run([Job(asks(), [clip_of(0)], sink), waiting])
+    assert isinstance(first[-1], Finished)
+    assert [type(event) for event in second] == [Failed]
+
+
 @pytest.mark.parametrize("step", ["encode", "select"])
 def test_a_fault_of_ours_in_one_request_does_not_harm_its_batch(engine, monkeypatch, step, caplog):
     whole = getattr(engine._builder, step)
