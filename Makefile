@@ -85,7 +85,7 @@ results: setup
 	done; done
 	$(BIN)/cacovid evaluate --out $(RESULTS)/table --retention $(RATIOS) --controls swapped \
 		$(foreach policy,$(POLICIES),$(foreach seed,$(SEEDS),--policy $(firstword $(subst =, ,$(policy)))-$(seed)=$(RESULTS)/$(firstword $(subst =, ,$(policy)))-$(seed)))
-	$(BIN)/cacovid evaluate --out $(RESULTS)/table-global --policy paper-clipped=$(RESULTS)/paper-clipped-0 --methods policy --rule global --data $(HELD_OUT)
+	$(BIN)/cacovid evaluate --out $(RESULTS)/table-frame-budgets $(foreach seed,$(SEEDS),--policy paper-clipped-$(seed)=$(RESULTS)/paper-clipped-$(seed)) --methods policy --rule frame-budgets --data $(HELD_OUT)
 	$(BIN)/cacovid report $(foreach seed,$(SEEDS),$(RESULTS)/late-credit-$(seed)) $(RESULTS)/table --out $(RESULTS)/report.html
 
 clean:

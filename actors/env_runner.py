@@ -123,6 +123,7 @@ class RolloutEnvRunner(ReplicaActor, EnvRunner, Checkpointable):  # type: ignore
             policy_version=task.weights.version,
             tokens_per_frame=task.tokens_per_frame,
             part=task.part,
+            explore=task.explore,
         )
         return roll_out(reader.video_llm, policy, reader.encode(item), item, cfg.sampling, request)
 

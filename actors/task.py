@@ -53,6 +53,7 @@ class RolloutTask:
     weights: PublishedWeights
     tokens_per_frame: int | None
     part: Part = WHOLE  # of every item's combinations
+    explore: float = 0.0  # share of the drawn combinations that follow no policy
 
 
 @dataclass(frozen=True)

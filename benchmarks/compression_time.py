@@ -29,7 +29,7 @@ from cacovid.models.encoded import Encoded
 from cacovid.models.tower_attention import TowerAttention
 from cacovid.planning.backbone import known_backbones
 from cacovid.policy.build import build_policy
-from cacovid.policy.decoder_layer import LayerSpec, NonCausalLayer
+from cacovid.policy.decoder_layer import FirstLayer, LayerSpec
 from cacovid.records import TokenGrid, VideoQuestion
 from cacovid.seeding import generator
 
@@ -75,7 +75,7 @@ def all_methods(width: int, device: str, *, paper: bool) -> list[Method]:
     for shape in known_backbones().values() if paper else ():
         text = shape.config["text_config"]
         if text["model_type"] == "qwen2" and text["hidden_size"] == width:
-            layer = NonCausalLayer.from_spec(LayerSpec(model_type="qwen2", text_config={**text, "vocab_size": 1}))
+            layer = FirstLayer.from_spec(LayerSpec(model_type="qwen2", text_config={**text, "vocab_size": 1}))
             theirs = build_policy(PolicyConfig(kind="paper"), width, layer, seed=0).to(device).eval()
             methods.append(PolicyMethod(PAPER, theirs, SelectionConfig()))
             break

@@ -71,6 +71,11 @@ class PolicyConfig(Section):
     kind: Literal["late", "paper"] = Field(
         "late", description="late interaction (ours) or the paper's decoder layer from the LLM"
     )
+    attention: Literal["full", "causal"] = Field(
+        "full",
+        description="paper: every token sees the whole prompt (its text), or what precedes it alone (its code in "
+        "practice), which hides a question that follows the video",
+    )
     question_aware: bool = Field(True, description="False hides the text from 'late' (ablation)")
     heads: Positive = Field(4, description="late: similarity heads")
     width: Positive = Field(64, description="late: width of a similarity head")
@@ -98,6 +103,13 @@ class SamplingConfig(Section):
     max_group_prob: Annotated[float, Field(gt=0)] = Field(2.0, description="cap of a group's probability, times 1/n")
     frame_ratio: Fraction = Field(0.125, description="share of frames that a frame sample draws")
     max_frame_prob: Annotated[float, Field(gt=0)] = Field(3.0, description="cap of a frame's probability, times 1/T")
+    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="divides the scores that draws follow")
+    explore: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="share of the drawn combinations that follow no policy: all tokens and frames are alike"
+    )
+    explore_until: Fraction = Field(
+        1.0, description="share of the run up to which `explore` holds; from there it falls linearly to 0"
+    )
     inner_iterations: Positive = Field(1, description="combination batches per item (the paper: 5)")
 
 
@@ -114,16 +126,34 @@ class ObjectiveConfig(Section):
     )
     eps_low: Fraction = Field(0.2, description="clipped: lower clip range")
     eps_high: Annotated[float, Field(gt=0)] = Field(0.28, description="clipped: upper clip range")
+    ratio: Literal["drawing", "current"] = Field(
+        "drawing",
+        description="clipped: probabilities are compared with those of the policy that drew (the paper; no replay), or "
+        "with the newest one's own: nothing is clipped, and replayed combinations go on teaching",
+    )
     uniform_kl: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="clipped: weight of the KL to the uniform policy"
+        0.0, description="clipped: weight of the KL to the uniform policy, which keeps the scores small"
+    )
+    kl: Literal["exact", "k3"] = Field(
+        "exact", description="clipped: that KL's value, or its estimate from the decisions taken, which has no bound"
     )
     frame_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="weight of the frame loss")
     credit_scale: float = Field(2.0, description="credit: target of the score is this times the credit")
     score_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="credit: weight of the mean squared score")
-    replay_bytes: Count = Field(2_000_000_000, description="credit: bound of the replay buffer in bytes; 0: no replay")
-    replay_items: Count = Field(3_000, description="credit: bound of the replay buffer in questions")
-    replay_updates: Positive = Field(4, description="credit: optimiser steps per training step")
-    replay_batch: Positive = Field(48, description="credit: questions per optimiser step")
+    replay_bytes: Count = Field(2_000_000_000, description="bound of the replay buffer in bytes; 0: no replay")
+    replay_items: Count = Field(3_000, description="bound of the replay buffer in questions")
+    replay_updates: Positive = Field(
+        4, description="optimiser steps per training step; those of ratio='drawing' are the inner iterations"
+    )
+    replay_batch: Positive = Field(48, description="questions per optimiser step with replay")
+
+    def replays(self) -> bool:
+        """Whether updates draw from a replay buffer."""
+        return self.replay_bytes > 0 and not self.by_drawing_policy()
+
+    def by_drawing_policy(self) -> bool:
+        """Whether the loss reads the logits that a record was drawn by. The weights behind them are soon gone."""
+        return self.kind == "clipped" and self.ratio == "drawing"
 
 
 class OptimizerConfig(Section):
@@ -315,9 +345,7 @@ class TrainConfig(Section):
 
     def updates_per_step(self) -> int:
         """Optimiser steps of one training step."""
-        if self.objective.kind == "credit":
-            return self.objective.replay_updates
-        return self.sampling.inner_iterations
+        return self.sampling.inner_iterations if self.objective.by_drawing_policy() else self.objective.replay_updates
 
     def combinations_per_step(self) -> int:
         """Combinations that the frozen model answers in one training step."""
@@ -325,8 +353,7 @@ class TrainConfig(Section):
 
     def questions_per_update(self) -> int:
         """Questions of one optimiser step: drawn from the replay buffer, or all of the training step."""
-        replays = self.objective.kind == "credit" and self.objective.replay_bytes > 0
-        return self.objective.replay_batch if replays else self.run.items_per_step
+        return self.objective.replay_batch if self.objective.replays() else self.run.items_per_step
 
     def busy_actors(self) -> int:
         """Most rollout actors that have a task at the same time: those of the steps given out at once."""

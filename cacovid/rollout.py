@@ -50,6 +50,7 @@ class RolloutRequest:
     policy_version: int  # finished training steps of the weights in use
     tokens_per_frame: int | None  # k of every frame; None starts from the adaptive rate
     part: Part = WHOLE  # all combinations
+    explore: float = 0.0  # share of the drawn combinations that follow no policy
 
 
 @torch.inference_mode()
@@ -83,6 +84,7 @@ def roll_out(
             sampling,
             rate,
             generator(request.seed, "rollout", request.step, item.id, iteration),
+            request.explore,
         ).rows(request.part.rows(sampling.group))
         keep = combinations.kept.long().to(video_llm.device)
         scores = score(video_llm, encoded, item, keep)

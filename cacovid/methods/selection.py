@@ -49,24 +49,51 @@ def select_tokens(
     if config.rule == "half-uniform":
         chosen = top_tokens(scores, scored)
     else:
-        shares = frame_shares(_finite(frame_scores, "frame", grid.frames), config.max_frame_share)
-        chosen = _top_within_frames(scores, apportion(shares, scored, grid.per_frame), grid)
+        counts = frame_budgets(_finite(frame_scores, "frame", grid.frames), scored, grid, config.max_frame_share)
+        chosen = _top_within_frames(scores, counts, grid)
     return fill_evenly(chosen, total, grid.tokens)
 
 
 def frame_shares(frame_scores: Tensor, max_frame_share: float) -> Tensor:
-    """(T,) float64 shares of the scored budget: softmax of 3 * normalised scores, clipped, renormalised.
+    """(T,) float64 shares of the scored budget: softmax of 3 * normalised scores, within [1/(2T), max_frame_share/T].
 
-    The clip range is [1/(2T), max_frame_share/T]. Departure from the reference: scores are divided by
-    their largest magnitude only where it exceeds 1, so that a frame head without signal (scores near
-    0) stays near uniform instead of being stretched to full spread.
+    The paper clips and renormalises; renormalising lifts clipped shares over the cap again, so that its code caps once
+    more and gives the rest to the others. Ours is the fixed point: all shares scaled by one factor and clipped, with
+    the factor at which they sum to 1. Departure: scores are divided by their largest magnitude only where it exceeds 1,
+    so that a frame head without signal (scores near 0) stays near uniform instead of being stretched to full spread.
     """
     scores = frame_scores.double()
     frames = scores.shape[0]
     scale = scores.abs().max().clamp_min(1.0)
-    upper = max_frame_share / frames
-    shares = torch.softmax(SHARE_GAIN * scores / scale, dim=0).clamp(min(0.5 / frames, upper), upper)
-    return shares / shares.sum()
+    return _scaled_into(torch.softmax(SHARE_GAIN * scores / scale, dim=0), 0.5 / frames, _cap(max_frame_share, frames))
+
+
+def _cap(max_frame_share: float, frames: int) -> float:
+    """The largest share of one frame; below 1/T the shares could not sum to 1."""
+    return max(max_frame_share, 1.0) / frames
+
+
+def _scaled_into(shares: Tensor, lower: float, upper: float) -> Tensor:
+    """(T,) ``clamp(f * shares, lower, upper)`` for the factor f at which they sum to 1; shares are above 0."""
+    turns = torch.cat([lower / shares, upper / shares]).sort().values  # the sum is linear in f between these
+    sums = (turns[:, None] * shares).clamp(lower, upper).sum(dim=1)
+    after = int((sums < 1).sum().clamp(1, len(turns) - 1))
+    low, high = sums[after - 1], sums[after]
+    part = ((1 - low) / (high - low)).nan_to_num(0.0, 0.0, 0.0)  # 0 / 0: all lie at one bound
+    factor = torch.lerp(turns[after - 1], turns[after], part.clamp(0, 1))
+    return (factor * shares).clamp(lower, upper)
+
+
+def frame_budgets(frame_scores: Tensor, seats: int, grid: TokenGrid, max_frame_share: float) -> Tensor:
+    """(T,) int64 tokens per frame that sum to ``seats``, none above its capped share of them.
+
+    Shares are real numbers, tokens whole: the cap is rounded down, but to no less than an even spread needs. Frames of
+    equal shares, as those at the cap, come in the order of their scores.
+    """
+    most = max(math.floor(_cap(max_frame_share, grid.frames) * seats + 1e-9), math.ceil(seats / grid.frames))
+    order = frame_scores.argsort(descending=True, stable=True)
+    counts = apportion(frame_shares(frame_scores, max_frame_share)[order], seats, min(most, grid.per_frame))
+    return torch.zeros_like(counts).scatter(0, order, counts)
 
 
 def apportion(shares: Tensor, seats: int, capacity: int) -> Tensor:

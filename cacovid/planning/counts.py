@@ -18,7 +18,7 @@ from cacovid.config import PolicyConfig
 from cacovid.planning.backbone import Model, VideoShape
 from cacovid.policy.batch import PolicyBatch
 from cacovid.policy.build import build_policy
-from cacovid.policy.decoder_layer import NonCausalLayer
+from cacovid.policy.decoder_layer import FirstLayer
 from cacovid.records import TokenGrid
 
 PROJECTORS = ("projector", "merger", "connector")
@@ -77,7 +77,7 @@ def policy_cost(config: PolicyConfig, model: Model, grid: TokenGrid, text: int, 
     """What ``config``'s policy with weights of ``dtype`` costs on a prompt of ``grid`` and ``text`` other columns."""
     width = model.get_decoder().config.hidden_size
     with torch.device("meta"):
-        layer = NonCausalLayer.from_language_model(model.get_decoder()) if config.kind == "paper" else None
+        layer = FirstLayer.from_language_model(model.get_decoder()) if config.kind == "paper" else None
         policy = build_policy(config, width, layer, seed=0).to(dtype)
         batch = _meta_batch(grid, text, width)
     sizes: dict[int, int] = {}

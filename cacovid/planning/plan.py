@@ -202,7 +202,7 @@ def _answer_flops(sampling: SamplingConfig, model: Model, grid: TokenGrid, text:
 
 def _replay_items(config: TrainConfig, replica: ReplicaPlan) -> int:
     objective = config.objective
-    if objective.kind != "credit":
+    if not objective.replays():
         return 0
     return min(objective.replay_items, objective.replay_bytes // replica.item_bytes)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cacovid.config import PolicyConfig
 from cacovid.errors import UserError
 from cacovid.policy.batch import PolicyBatch, collate
-from cacovid.policy.decoder_layer import NonCausalLayer
+from cacovid.policy.decoder_layer import FirstLayer
 from cacovid.policy.files import WEIGHTS, PolicyCard, PolicyMetadata, read_card, read_weights, write_policy
 from cacovid.policy_folder import CARD
 from cacovid.records import PolicyInput
@@ -56,7 +56,7 @@ class CompressionPolicy(nn.Module, ABC):
         super().__init_subclass__()
         cls.networks[cls.kind] = cls
 
-    def __init__(self, config: PolicyConfig, hidden_size: int, layer: NonCausalLayer | None = None) -> None:
+    def __init__(self, config: PolicyConfig, hidden_size: int, layer: FirstLayer | None = None) -> None:
         super().__init__()
         self.config = config
         self.hidden_size = hidden_size
@@ -123,7 +123,7 @@ class CompressionPolicy(nn.Module, ABC):
         path = Path(folder)
         card, state = read_card(path), read_weights(path)
         with torch.random.fork_rng(devices=[]):  # weights drawn here are overwritten at once
-            layer = None if card.layer is None else NonCausalLayer.from_spec(card.layer)
+            layer = None if card.layer is None else FirstLayer.from_spec(card.layer)
             policy = CompressionPolicy.networks[card.config.kind](card.config, card.hidden_size, layer)
         try:
             policy.load_state_dict(state, strict=True)

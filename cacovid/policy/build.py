@@ -7,7 +7,7 @@ import torch
 from cacovid.config import PolicyConfig, TrainConfig
 from cacovid.models.adapter import VideoLLM
 from cacovid.policy.base import CompressionPolicy
-from cacovid.policy.decoder_layer import NonCausalLayer
+from cacovid.policy.decoder_layer import FirstLayer
 from cacovid.policy.files import PolicyMetadata
 from cacovid.seeding import derive_seed
 
@@ -15,7 +15,7 @@ from cacovid.seeding import derive_seed
 def policy_for(video_llm: VideoLLM, config: TrainConfig) -> CompressionPolicy:
     """The untrained policy of ``config``: the same on every process that loads the same model."""
     decoder = video_llm.model.get_decoder()
-    layer = NonCausalLayer.from_language_model(decoder) if config.policy.kind == "paper" else None
+    layer = FirstLayer.from_language_model(decoder) if config.policy.kind == "paper" else None
     policy = build_policy(config.policy, video_llm.hidden_size, layer, seed=config.run.seed)
     policy.metadata = PolicyMetadata(
         model_fingerprint=video_llm.fingerprint,
@@ -31,7 +31,7 @@ def policy_for(video_llm: VideoLLM, config: TrainConfig) -> CompressionPolicy:
 
 
 def build_policy(
-    config: PolicyConfig, hidden_size: int, llm_layer: NonCausalLayer | None = None, *, seed: int
+    config: PolicyConfig, hidden_size: int, llm_layer: FirstLayer | None = None, *, seed: int
 ) -> CompressionPolicy:
     """A float32 policy whose weights depend on ``seed`` (and the LLM's layer) alone.
 

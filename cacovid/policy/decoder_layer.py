@@ -1,4 +1,4 @@
-"""A language model's decoder layer, run with full attention over the whole prompt.
+"""A language model's decoder layer, run by itself with full or causal attention over the whole prompt.
 
 Shape legend: B batch, L prompt columns, P position rows, D width.
 """
@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from accelerate.hooks import remove_hook_from_module
 from pydantic import Field
 from torch import Tensor, nn
@@ -44,8 +45,12 @@ class LayerSpec(Section):
     text_config: dict[str, Any] = Field(description="the text config as transformers writes it")
 
 
-class NonCausalLayer(nn.Module):
-    """One decoder layer with its rotary embedding, every column attending to every real column."""
+class FirstLayer(nn.Module):
+    """One decoder layer with its rotary embedding.
+
+    Attributes:
+        causal: Whether a column attends to those before it alone, else to every real column.
+    """
 
     def __init__(self, layer: nn.Module, spec: LayerSpec) -> None:
         super().__init__()
@@ -54,13 +59,21 @@ class NonCausalLayer(nn.Module):
         self.rotary: nn.Module = _transformers_class(spec.model_type, "RotaryEmbedding")(config=_text_config(spec))
         self._frequencies = {name: buffer.clone() for name, buffer in self.rotary.named_buffers()}
         self._multimodal = _family(spec.model_type).multimodal_positions
-        attention = layer.self_attn
-        # The layer's own config decides the kernel; without a mask `is_causal` decides the direction.
-        attention.config._attn_implementation = "sdpa"  # type: ignore[union-attr]
-        attention.is_causal = False  # type: ignore[union-attr]
+        # The layer's own config decides the kernel.
+        layer.self_attn.config._attn_implementation = "sdpa"  # type: ignore[union-attr]
+        self.causal = False
+
+    @property
+    def causal(self) -> bool:
+        """See above."""
+        return bool(self.layer.self_attn.is_causal)  # type: ignore[union-attr]
+
+    @causal.setter
+    def causal(self, value: bool) -> None:
+        self.layer.self_attn.is_causal = value  # type: ignore[union-attr]  # decides where there is no mask
 
     @classmethod
-    def from_language_model(cls, text_model: nn.Module) -> "NonCausalLayer":
+    def from_language_model(cls, text_model: nn.Module) -> "FirstLayer":
         """A float32 copy of ``text_model.layers[0]``, to be run as ``text_model.config`` says.
 
         Raises UserError when the text model's type is none of the known ones.
@@ -76,12 +89,12 @@ class NonCausalLayer(nn.Module):
         return cls(layer, spec).to(next(layer.parameters()).device)
 
     @classmethod
-    def from_spec(cls, spec: LayerSpec) -> "NonCausalLayer":
+    def from_spec(cls, spec: LayerSpec) -> "FirstLayer":
         """A layer of the same shape with random weights (drawn from torch's global generator)."""
         layer = _transformers_class(spec.model_type, "DecoderLayer")(_text_config(spec), layer_idx=0)
         return cls(layer.float(), spec)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "NonCausalLayer":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FirstLayer":
         """Move or cast, but keep the rotary frequencies in float32: half precision ruins far positions."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in list(self.rotary.named_buffers()):
@@ -100,6 +113,8 @@ class NonCausalLayer(nn.Module):
         rotation = self.rotary(hidden, positions)
         # No mask at all lets the attention kernel take its fast path.
         visible = None if bool(mask.all()) else mask[:, None, None, :]
+        if visible is not None and self.causal:
+            visible = visible & torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device).tril()
         output: Tensor = self.layer(hidden, attention_mask=visible, position_embeddings=rotation)
         return output
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from cacovid.config import PolicyConfig
 from cacovid.policy.base import CompressionPolicy, PolicyOutput
 from cacovid.policy.batch import PolicyBatch, collate, frames_of
-from cacovid.policy.decoder_layer import NonCausalLayer
+from cacovid.policy.decoder_layer import FirstLayer
 from cacovid.records import PolicyInput
 
 TEMPERATURE = 0.1  # of the soft maximum over text tokens
@@ -33,7 +33,7 @@ class LatePolicy(CompressionPolicy):
 
     kind = "late"
 
-    def __init__(self, config: PolicyConfig, hidden_size: int, layer: NonCausalLayer | None = None) -> None:
+    def __init__(self, config: PolicyConfig, hidden_size: int, layer: FirstLayer | None = None) -> None:
         del layer  # nothing here comes from the language model
         super().__init__(config, hidden_size)
         if config.question_aware:

@@ -12,18 +12,23 @@ from cacovid.config import PolicyConfig
 from cacovid.errors import UserError
 from cacovid.policy.base import CompressionPolicy, PolicyOutput
 from cacovid.policy.batch import PolicyBatch
-from cacovid.policy.decoder_layer import NonCausalLayer
+from cacovid.policy.decoder_layer import FirstLayer
 
 SHRINK = (1, 2, 4, 8, 16)  # widths D, D/2, ... of a head before its 2 logits
 
 
 class PaperPolicy(CompressionPolicy):
-    """The paper's policy network, with the LLM's own position ids and full attention."""
+    """The paper's policy network, with the LLM's own position ids.
+
+    The text has every token attend to the whole prompt. Its public code asks for that too, but flash attention there
+    goes by the layer's own ``is_causal``, which stays True: the released weights never saw a question that follows the
+    video. ``config.attention = 'causal'`` computes what they were trained to compute.
+    """
 
     kind = "paper"
-    layer: NonCausalLayer
+    layer: FirstLayer
 
-    def __init__(self, config: PolicyConfig, hidden_size: int, layer: NonCausalLayer | None = None) -> None:
+    def __init__(self, config: PolicyConfig, hidden_size: int, layer: FirstLayer | None = None) -> None:
         super().__init__(config, hidden_size, layer)
         if layer is None:
             raise UserError(
@@ -31,6 +36,7 @@ class PaperPolicy(CompressionPolicy):
             )
         if hidden_size < SHRINK[-1]:
             raise UserError(f"policy 'paper' needs embeddings of width {SHRINK[-1]} or more, found {hidden_size}")
+        layer.causal = config.attention == "causal"
         self.norm = nn.RMSNorm(hidden_size, eps=1e-6)
         self.token_head = _head(hidden_size)
         self.frame_head = _head(hidden_size)

@@ -3,7 +3,8 @@
 Its checkpoints are whole LLaVA-OneVision models with the policy below ``compression_policy.``:
 ``layers.0.*`` (the decoder layer), ``layernorm``, ``token_compress`` and ``frame_compress`` (Linear layers
 with SiLU between them). ``mode_selection`` is a third head that no loss of theirs ever trained and that
-their inference does not read: it is left out, as in ours.
+their inference does not read: it is left out, as in ours. Their layer ran causally in training (see
+:class:`~cacovid.policy.paper.PaperPolicy`), so it does here.
 """
 
 import re
@@ -18,7 +19,7 @@ from cacovid.errors import UserError
 from cacovid.models.adapter import VideoLLM
 from cacovid.policy.base import CompressionPolicy
 from cacovid.policy.build import build_policy
-from cacovid.policy.decoder_layer import NonCausalLayer
+from cacovid.policy.decoder_layer import FirstLayer
 from cacovid.policy.files import PolicyMetadata, read_tensors
 
 PREFIX = "compression_policy."
@@ -66,8 +67,8 @@ def import_reference(weights: ReferenceWeights, video_llm: VideoLLM, metadata: P
     Raises:
         UserError: Parameters are missing, unexpected, of another shape or not of a floating-point type.
     """
-    layer = NonCausalLayer.from_language_model(video_llm.model.get_decoder())
-    policy = build_policy(PolicyConfig(kind="paper"), video_llm.hidden_size, layer, seed=0)
+    layer = FirstLayer.from_language_model(video_llm.model.get_decoder())
+    policy = build_policy(PolicyConfig(kind="paper", attention="causal"), video_llm.hidden_size, layer, seed=0)
     own = policy.state_dict()
     theirs = reference_names(own, weights.state)
     _check_names(theirs.values(), weights.state)

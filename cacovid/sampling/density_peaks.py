@@ -2,7 +2,12 @@
 
 Density as in DPC-KNN (Du et al. 2016): exp(-mean squared distance to the nearest neighbours), times
 the distance to the nearest denser token. Only the order of the products matters, so we work with
-their logarithms, which cannot underflow; ties in density go to the lower index instead of noise.
+their logarithms, which cannot underflow.
+
+This is the paper's text read as DPC-KNN defines it. Its public code differs in three places: a token is the first of
+its own four neighbours (so that three others count), ties are broken by noise of 1e-6, and the densest token takes the
+largest distance between any two tokens rather than its own largest. Here a neighbour is another token, ties go to the
+lower index, and nothing is random. Of the tokens chosen within frames 63 % are the same, of those over unions 76 %.
 
 Shape legend: M samples, T frames, F drawn frames, S tokens per frame, U tokens of a union, D width.
 """

@@ -80,9 +80,15 @@ def draw_successively(weights: Tensor, count: int, generator: torch.Generator) -
 
 
 def draw_tokens(
-    scores: Tensor, kept: int, samples: int, rate: float, config: SamplingConfig, generator: torch.Generator
+    scores: Tensor,
+    kept: int,
+    samples: int,
+    rate: float,
+    config: SamplingConfig,
+    generator: torch.Generator,
+    explore: float = 0.0,
 ) -> Tensor:
-    """(M, T, k) int64 token indices within their frames; sample 0 is the plain top-k, not drawn.
+    """(M, T, k) int64 token indices within their frames; sample 0 is the plain top-k, the last ones follow no score.
 
     Args:
         scores: (T, S) float64 token scores on the CPU.
@@ -91,16 +97,19 @@ def draw_tokens(
         rate: sampling rate r, which sets the number of groups.
         config: group size and cap.
         generator: CPU generator of every draw.
+        explore: share of the drawn samples that follow no score, but draw any k tokens of a frame alike.
     """
     frames, per_frame = scores.shape
+    blank = round(explore * (samples - 1))
     order = scores.argsort(dim=-1, descending=True, stable=True)  # (T, S) token of each rank
     probabilities = torch.softmax(scores, dim=-1).gather(-1, order)
     layout = group_layout(per_frame, group_count(rate, per_frame, kept, config.group_size))
     cumulative = group_probabilities(probabilities, layout, config).cumsum(dim=-1)  # (T, n)
-    uniform = torch.rand(frames, samples - 1, dtype=torch.float64, generator=generator)
+    uniform = torch.rand(frames, samples - 1 - blank, dtype=torch.float64, generator=generator)
     group = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
-    group = group.clamp_max(layout.ranks.shape[0] - 1).T  # (M-1, T)
-    weights = token_weights(probabilities, layout)[torch.arange(frames), group]  # (M-1, T, w)
+    group = group.clamp_max(layout.ranks.shape[0] - 1).T  # (M-1-blank, T)
+    weights = token_weights(probabilities, layout)[torch.arange(frames), group]  # (M-1-blank, T, w)
     rank = layout.ranks[group].gather(-1, draw_successively(weights, kept, generator))
     top = torch.arange(kept).expand(1, frames, kept)
-    return order.expand(samples, -1, -1).gather(-1, torch.cat([top, rank]))
+    anywhere = draw_successively(torch.ones(blank, frames, per_frame, dtype=torch.float64), kept, generator)
+    return torch.cat([order.expand(samples - blank, -1, -1).gather(-1, torch.cat([top, rank])), anywhere])

@@ -49,8 +49,21 @@ def frames_drawn(config: SamplingConfig, grid: TokenGrid, kept: int) -> int:
     return max(wanted, needed)
 
 
-def draw_frames(scores: Tensor, count: int, samples: int, config: SamplingConfig, generator: torch.Generator) -> Tensor:
-    """(M, F) int64 frames, ascending; sample 0 takes the plain top frames.
+def explored(config: SamplingConfig, progress: float) -> float:
+    """Share of the drawn combinations that follow no policy, ``progress`` (in [0, 1]) into the run."""
+    left = (1 - progress) / (1 - config.explore_until) if progress > config.explore_until else 1.0
+    return config.explore * left
+
+
+def draw_frames(
+    scores: Tensor,
+    count: int,
+    samples: int,
+    config: SamplingConfig,
+    generator: torch.Generator,
+    explore: float = 0.0,
+) -> Tensor:
+    """(M, F) int64 frames, ascending; sample 0 takes the plain top frames, the last ones follow no score.
 
     Frames are drawn without replacement, one after the other in proportion to softmax(score) capped
     at ``max_frame_prob / T``.
@@ -61,12 +74,14 @@ def draw_frames(scores: Tensor, count: int, samples: int, config: SamplingConfig
         samples: M combinations, at least 1.
         config: gives the cap.
         generator: CPU generator of every draw.
+        explore: share of the drawn samples that follow no score.
     """
     total = scores.shape[0]
+    blank = round(explore * (samples - 1))
     weights = cap_probabilities(torch.softmax(scores, dim=-1), config.max_frame_prob / total)
+    rows = torch.cat([weights.expand(samples - 1 - blank, total), torch.ones(blank, total, dtype=torch.float64)])
     top = scores.argsort(descending=True, stable=True)[:count]
-    drawn = draw_successively(weights.expand(samples - 1, total), count, generator)
-    return torch.cat([top[None], drawn]).sort(dim=-1).values
+    return torch.cat([top[None], draw_successively(rows, count, generator)]).sort(dim=-1).values
 
 
 def sample_combinations(
@@ -77,6 +92,7 @@ def sample_combinations(
     config: SamplingConfig,
     rate: float,
     generator: torch.Generator,
+    explore: float = 0.0,
 ) -> Combinations:
     """Draw the G combinations of one inner iteration from the item's old logits.
 
@@ -88,21 +104,24 @@ def sample_combinations(
         config: modes, group size, caps.
         rate: sampling rate r, k = round(r * H*W) tokens per frame (see ``rate_of`` for a given k).
         generator: CPU generator; equal seeds give equal combinations.
+        explore: share of the token and of the frame samples that are drawn as if all scores were equal; the plain
+            tops stay.
 
     Returns:
         Combinations on the CPU, each of exactly k*T tokens.
     """
     kept = tokens_at(rate, grid)
     counts = mode_counts(config)
-    token_scores = _scores(token_logits).unflatten(0, (grid.frames, grid.per_frame))
-    local = draw_tokens(token_scores, kept, counts.token, rate, config, generator)
+    token_scores = _scores(token_logits, config).unflatten(0, (grid.frames, grid.per_frame))
+    local = draw_tokens(token_scores, kept, counts.token, rate, config, generator, explore)
     start = torch.arange(grid.frames) * grid.per_frame
     parts = [(local + start[:, None]).flatten(1)]
     frames = torch.zeros(config.group, grid.frames, dtype=torch.bool)
     if config.modes == "mixed":
         cells = features.unflatten(0, (grid.frames, grid.per_frame))
         content = diverse_per_frame(cells, kept).cpu() + start[:, None]
-        drawn = draw_frames(_scores(frame_logits), frames_drawn(config, grid, kept), counts.frame, config, generator)
+        count = frames_drawn(config, grid, kept)
+        drawn = draw_frames(_scores(frame_logits, config), count, counts.frame, config, generator, explore)
         union = diverse_in_unions(cells, drawn.to(cells.device), kept * grid.frames).cpu()
         parts = [content.reshape(1, -1), *parts, union]
         frames[counts.content + counts.token :].scatter_(1, drawn, True)
@@ -115,9 +134,9 @@ def sample_combinations(
     )
 
 
-def _scores(logits: Tensor) -> Tensor:
-    """(rows,) float64 keep minus drop on the CPU; UserError when training has diverged."""
-    scores = (logits[:, 1] - logits[:, 0]).detach().double().cpu()
+def _scores(logits: Tensor, config: SamplingConfig) -> Tensor:
+    """(rows,) float64 scores to draw by, on the CPU; UserError when training has diverged."""
+    scores = (logits[:, 1] - logits[:, 0]).detach().double().cpu() / config.temperature
     if not bool(scores.isfinite().all()):
         raise UserError("the policy's logits are not finite: lower optimizer.lr or optimizer.grad_norm and resume")
     return scores

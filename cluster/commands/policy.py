@@ -40,6 +40,7 @@ def import_(
     policy.save_pretrained(out)
     parameters = sum(weight.numel() for weight in policy.parameters())
     typer.echo(f"imported {len(weights.state)} tensors ({parameters:,} parameters) for {model}: {out}")
+    typer.echo("its layer attends causally, as it did in training: it sees no question that follows the video")
     if weights.ignored:
         typer.echo(f"ignored {len(weights.ignored)} tensors of {IGNORED}* (a head that no loss trained)")
     if weights.others:

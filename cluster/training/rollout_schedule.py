@@ -15,6 +15,7 @@ from actors.task import PublishedWeights, RolloutTask, TaskResult, Weights, part
 from cacovid.config import TrainConfig
 from cacovid.data.order import ItemOrder
 from cacovid.rollout import Part
+from cacovid.sampling.ocss import explored
 from cacovid.sampling.rates import step_tokens
 from cacovid.seeding import generator
 
@@ -77,9 +78,10 @@ class RolloutSchedule:
             return  # given out before the learners were set back
         cfg, weights = self.config, self._published[version]
         tokens = step_tokens(cfg.sampling, generator(cfg.run.seed, "rate", step))
+        explore = explored(cfg.sampling, step / cfg.run.steps)
         shares = [Part(number, cfg.actors.parts_per_item) for number in range(cfg.actors.parts_per_item)]
         tasks = [
-            RolloutTask(step, items, weights, tokens, share)
+            RolloutTask(step, items, weights, tokens, share, explore)
             for items in parts(self.order.of_step(step), cfg.actors.items_per_task)
             for share in shares
         ]

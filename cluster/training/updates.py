@@ -88,7 +88,7 @@ class Updates:
     def _complete(self, records: Iterable[HeldRecord]) -> None:
         """Encode again what is not at hand, all at once: the more, the more actors have work."""
         missing = [held for held in dict.fromkeys(records) if held.seen is None]
-        needs_logits = self.config.objective.kind == "clipped"
+        needs_logits = self.config.objective.by_drawing_policy()
         for version in sorted({held.policy_version if needs_logits else -1 for held in missing}):
             same = [held for held in missing if not needs_logits or held.policy_version == version]
             ids = list(dict.fromkeys(held.item_id for held in same))
@@ -104,10 +104,10 @@ class Updates:
             for result in results
             for rollout, seen, size in zip(result.rollouts, result.inputs, result.input_bytes, strict=True)
         ]
-        if self.config.objective.kind == "clipped":
+        if self.config.objective.by_drawing_policy():
             return [([held for _, held in fresh], update + 1) for update in updates]
         memory = self.config.sampling.inner_iterations
-        if not self.config.objective.replay_bytes:
+        if not self.config.objective.replays():
             return [([held for _, held in fresh], memory) for _ in updates]
         for rollout, held in fresh:
             self._keep(rollout, held)

@@ -6,7 +6,7 @@ import torch
 import transformers as hf
 
 import cacovid.models  # noqa: F401 - before a name of transformers imports torchvision
-from cacovid.policy.decoder_layer import NonCausalLayer
+from cacovid.policy.decoder_layer import FirstLayer
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -31,6 +31,6 @@ def tiny_text_model(model_type: str) -> torch.nn.Module:
         return hf.AutoModel.from_config(config).eval()
 
 
-def tiny_layer(model_type: str = "qwen2") -> NonCausalLayer:
+def tiny_layer(model_type: str = "qwen2") -> FirstLayer:
     """Its first decoder layer."""
-    return NonCausalLayer.from_language_model(tiny_text_model(model_type))
+    return FirstLayer.from_language_model(tiny_text_model(model_type))

@@ -13,7 +13,9 @@ SHIPPED = sorted((Path(__file__).parents[2] / "configs").rglob("*.toml"))
 
 
 def test_there_are_shipped_configs() -> None:
-    assert {"embedded.toml", "paper.toml", "paper-credit.toml"} <= {path.name for path in SHIPPED}
+    assert {"embedded.toml", "paper.toml", "paper-published.toml", "paper-credit.toml"} <= {
+        path.name for path in SHIPPED
+    }
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -21,6 +23,22 @@ def test_shipped_config_loads_and_survives_a_round_trip(path: Path, tmp_path: Pa
     config = load_config(path)
     (tmp_path / "again.toml").write_text(to_toml(config))
     assert load_config(tmp_path / "again.toml") == config
+
+
+def test_the_published_config_has_the_papers_numbers() -> None:
+    """AAAI 2026, training settings."""
+    config = load_config(next(path for path in SHIPPED if path.stem == "paper-published"))
+    sampling, objective, optimizer = config.sampling, config.objective, config.optimizer
+    assert (sampling.group, sampling.rate, sampling.group_size, sampling.max_group_prob) == (32, 0.02, 2, 2.0)
+    assert (sampling.frame_ratio, sampling.inner_iterations, sampling.explore, sampling.temperature) == (0.125, 5, 0, 1)
+    assert (sampling.halve_above, sampling.double_below) == (0.875, 0.125)
+    assert (sampling.rate_min, sampling.rate_max) == (0.01, 0.12)
+    assert (objective.eps_low, objective.eps_high, objective.uniform_kl, objective.ratio) == (0.2, 0.28, 0, "drawing")
+    assert not objective.replays()
+    assert (optimizer.lr, optimizer.weight_decay, optimizer.grad_norm, optimizer.schedule) == (1e-6, 0.01, 5, "cosine")
+    assert config.updates_per_step() == 5
+    assert (config.selection.rule, config.selection.scored_share) == ("frame-budgets", 0.5)
+    assert config.policy.attention == "full"
 
 
 def test_embedded_config_is_the_default() -> None:

@@ -39,9 +39,10 @@ def rolled(
     step: int = 3,
     tokens: int | None = 2,
     part: Part = WHOLE,
+    explore: float = 0.0,
 ) -> RolloutRecord:
     policy = policy_for(reader.video_llm, TrainConfig()).eval()
-    request = RolloutRequest(seed, step, 2, tokens, part)
+    request = RolloutRequest(seed, step, 2, tokens, part, explore)
     return roll_out(reader.video_llm, policy, reader.encode(item), item, sampling, request)
 
 
@@ -60,6 +61,13 @@ def test_record_says_where_it_comes_from(reader: ItemReader, item: VideoQuestion
     assert scored.combinations.kept.shape == (8, 2 * record.input.grid.frames)
     assert scored.reward.shape == scored.likelihood.shape == (8,)
     assert record.nbytes() > record.input.nbytes()
+
+
+def test_a_request_that_explores_draws_without_the_policy(reader: ItemReader, item: VideoQuestion) -> None:
+    plain, explored = rolled(reader, item), rolled(reader, item, explore=1.0)
+    first, second = (record.iterations[0].combinations.kept for record in (plain, explored))
+    assert torch.equal(first[0], second[0])  # the policy's top
+    assert not torch.equal(first[1:], second[1:])
 
 
 @pytest.mark.parametrize("of", [2, 3, 8])

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 
 from cacovid.config import SelectionConfig
 from cacovid.errors import UserError
-from cacovid.methods.selection import apportion, budget, frame_shares, select_tokens, spread_evenly
+from cacovid.methods.selection import apportion, budget, frame_budgets, frame_shares, select_tokens, spread_evenly
 from cacovid.records import TokenGrid
 from cacovid.seeding import generator
 
@@ -78,10 +80,43 @@ def test_frame_budgets_prefer_frames_of_high_score():
     assert kept[: counts[0]].tolist() == best.tolist()
 
 
-def test_frame_shares_follow_the_formula_and_its_clip_range():
-    scores = torch.tensor([4.0, 0.0, -4.0, 2.0], dtype=torch.float64)
-    soft = torch.softmax(3 * scores / 4, dim=0).clamp(1 / 8, 1.5 / 4)
-    torch.testing.assert_close(frame_shares(scores, 1.5), soft / soft.sum())
+def slow_shares(scores: list[float], max_frame_share: float) -> list[float]:
+    """What is out of bounds is fixed there, the rest scaled to what is left, until nothing is out of bounds."""
+    frames, scale = len(scores), max(1.0, *map(abs, scores))
+    weights = [math.exp(3 * score / scale) for score in scores]
+    lower, upper = 0.5 / frames, max(max_frame_share, 1.0) / frames
+    low, high = 0.0, 1e9  # bisection on the factor
+    for _ in range(200):
+        factor = (low + high) / 2
+        total = sum(min(max(factor * weight, lower), upper) for weight in weights)
+        low, high = (factor, high) if total < 1 else (low, factor)
+    return [min(max(high * weight, lower), upper) for weight in weights]
+
+
+@given(st.lists(st.floats(-50, 50), min_size=1, max_size=40), st.floats(0.2, 50.0))
+def test_frame_shares_sum_to_1_within_their_bounds_in_the_ratio_of_the_softmax(scores, max_frame_share):
+    shares = frame_shares(torch.tensor(scores), max_frame_share)
+    torch.testing.assert_close(shares.tolist(), slow_shares(scores, max_frame_share), atol=1e-6, rtol=1e-6)
+    assert float(shares.sum()) == pytest.approx(1)
+    assert float(shares.max()) <= max(max_frame_share, 1) / len(scores) + 1e-12
+
+
+def test_no_frame_gets_more_than_its_capped_share():
+    """What clipping and renormalising made of it: 47 tokens where the cap allows 36.8."""
+    grid = TokenGrid(32, 14, 14)
+    scores = torch.full((32,), -8.0)
+    scores[:3] = 8
+    seats = 784
+    budgets = frame_budgets(scores, seats, grid, 1.5)
+    assert int(budgets.sum()) == seats
+    assert int(budgets.max()) == math.floor(1.5 * seats / 32) == 36
+    clipped = torch.softmax(3 * scores.double() / 8, dim=0).clamp(0.5 / 32, 1.5 / 32)
+    assert math.floor(float((clipped / clipped.sum()).max()) * seats) > 36
+
+
+def test_frames_at_the_cap_come_in_the_order_of_their_scores():
+    scores = torch.tensor([0.0, 2.0, 3.0, 2.5, -3.0, -3.0, -3.0, -3.0])
+    assert frame_budgets(scores, 2, TokenGrid(8, 6, 6), 1.5).nonzero().flatten().tolist() == [2, 3]
 
 
 def test_a_frame_head_without_signal_gives_near_uniform_shares():

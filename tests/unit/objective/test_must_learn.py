@@ -21,6 +21,7 @@ from cacovid.seeding import generator
 GRID = TokenGrid(frames=4, rows=4, columns=4)
 WIDTH, KINDS, SHOWN, CELLS = 32, 16, 4, 3
 CONFIG = SamplingConfig()
+CREDIT = ObjectiveConfig()
 
 
 class World:
@@ -64,8 +65,7 @@ def roll_out(policy: CompressionPolicy, world: World, step: int) -> list[Rollout
     return records
 
 
-def train(policy: CompressionPolicy, world: World, steps: int) -> None:
-    objective = ObjectiveConfig()
+def train(policy: CompressionPolicy, world: World, steps: int, objective: ObjectiveConfig = CREDIT) -> None:
     optimizer = torch.optim.AdamW(policy.parameters(), lr=5e-3, weight_decay=1e-4)
     replay: ReplayBuffer[RolloutRecord] = ReplayBuffer(3000, 10**9)
     for step in range(steps):
@@ -98,6 +98,19 @@ def test_late_with_credit_becomes_aware_of_the_question():
     assert question_awareness(policy, world) < 0.65
     train(policy, world, steps=20)
     assert question_awareness(policy, world) > 0.9
+
+
+def test_so_does_it_with_the_clipped_objective_near_the_uniform_policy_and_not_without_the_kl():
+    """The newest policy's ratio on replayed records: nothing but the KL keeps the scores from saturating."""
+    aware = []
+    for weight in (1.0, 0.0):
+        world = World(0)
+        policy = build_policy(PolicyConfig(), WIDTH, seed=0)
+        objective = ObjectiveConfig(kind="clipped", ratio="current", kl="k3", uniform_kl=weight)
+        train(policy, world, steps=20, objective=objective)
+        aware.append(question_awareness(policy, world))
+    assert aware[0] > 0.9
+    assert aware[1] < 0.75
 
 
 def test_late_without_the_text_cannot():

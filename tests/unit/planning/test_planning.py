@@ -29,7 +29,7 @@ from cacovid.planning.local import local_shapes
 from cacovid.planning.plan import ReplicaPlan, make_plan
 from cacovid.policy.batch import collate
 from cacovid.policy.build import build_policy
-from cacovid.policy.decoder_layer import NonCausalLayer
+from cacovid.policy.decoder_layer import FirstLayer
 from cacovid.records import TokenGrid
 from tests.support.tiny_models import save_tiny_model
 
@@ -141,7 +141,7 @@ def test_tower_operations_are_those_of_a_real_clip(tiny: ModelConfig) -> None:
 def test_policy_cost_is_that_of_a_real_policy(tiny: ModelConfig, kind: str) -> None:
     llm = load_video_llm(tiny)
     encoded = llm.encode(llm.watch(np.zeros((tiny.num_frames, 48, 48, 3), np.uint8)), "what is the shape?")
-    layer = NonCausalLayer.from_language_model(llm.model.get_decoder())
+    layer = FirstLayer.from_language_model(llm.model.get_decoder())
     policy = build_policy(PolicyConfig(kind=kind), llm.hidden_size, layer, seed=0)
     batch = collate([encoded.policy_input()])
     model, _ = local_shapes(tiny, width=48, height=48)

@@ -9,7 +9,7 @@ from cacovid.errors import UserError
 from cacovid.policy.base import CompressionPolicy, PolicyOutput
 from cacovid.policy.batch import collate
 from cacovid.policy.build import build_policy
-from cacovid.policy.decoder_layer import NonCausalLayer
+from cacovid.policy.decoder_layer import FirstLayer
 from cacovid.policy.late import LatePolicy, pool_frames, standardised
 from cacovid.records import PolicyInput, TokenGrid
 from tests.support.made_layers import tiny_layer, tiny_text_model
@@ -230,9 +230,28 @@ def test_later_tokens_influence_earlier_ones_and_padding_influences_none(kind):
 
 @pytest.mark.parametrize("kind", LAYER_TYPES)
 @torch.no_grad()
+def test_a_causal_layer_sees_what_precedes_alone_with_and_without_padding(kind):
+    layer = tiny_layer(kind).eval()
+    layer.causal = True
+    rows = 3 if kind.endswith("_text") else 1
+    hidden = torch.randn(1, 6, 32)
+    positions = torch.arange(6).expand(rows, 1, -1)
+    changed = hidden.clone()
+    changed[0, 3] += 1
+    for real in (6, 5):
+        mask = torch.arange(6)[None] < real
+        before = layer(hidden, positions, mask)
+        difference = (layer(changed, positions, mask) - before)[0].abs().amax(dim=-1)
+        assert bool(difference[:3].eq(0).all())
+        assert bool((difference[3:real] > 1e-6).all())
+    torch.testing.assert_close(before[0, :5], layer(hidden[:, :5], positions[..., :5], mask[:, :5])[0])
+
+
+@pytest.mark.parametrize("kind", LAYER_TYPES)
+@torch.no_grad()
 def test_the_layer_is_the_language_models_own_with_full_attention(kind):
     model = tiny_text_model(kind)
-    layer = NonCausalLayer.from_language_model(model)
+    layer = FirstLayer.from_language_model(model)
     rows = 3 if kind.endswith("_text") else 1
     hidden = torch.randn(2, 7, 32)
     positions = torch.randint(9, (rows, 2, 7))
@@ -247,7 +266,7 @@ def test_taking_the_layer_leaves_the_language_model_causal_and_untouched():
     model = tiny_text_model("qwen2")
     hidden = torch.randn(1, 6, 32)
     before = model(inputs_embeds=hidden).last_hidden_state
-    policy = build_policy(PolicyConfig(kind="paper"), 32, NonCausalLayer.from_language_model(model), seed=0)
+    policy = build_policy(PolicyConfig(kind="paper"), 32, FirstLayer.from_language_model(model), seed=0)
     for parameter in policy.parameters():
         parameter.add_(1)
     assert torch.equal(model(inputs_embeds=hidden).last_hidden_state, before)
@@ -264,14 +283,14 @@ def test_building_copies_the_layer_it_is_given():
 
 def test_frozen_half_precision_layers_become_trainable_float32():
     model = tiny_text_model("qwen2").requires_grad_(False).bfloat16()
-    layer = NonCausalLayer.from_language_model(model)
+    layer = FirstLayer.from_language_model(model)
     assert all(p.requires_grad and p.dtype == torch.float32 for p in layer.parameters())
 
 
 def test_half_precision_keeps_the_rotary_frequencies_of_far_positions():
     model = tiny_text_model("qwen2")
-    exact = NonCausalLayer.from_language_model(model)
-    layer = NonCausalLayer.from_language_model(model.bfloat16()).bfloat16()
+    exact = FirstLayer.from_language_model(model)
+    layer = FirstLayer.from_language_model(model.bfloat16()).bfloat16()
     positions = torch.tensor([[6000]])
     for ours, theirs in zip(
         layer.rotary(torch.zeros(1), positions), exact.rotary(torch.zeros(1), positions), strict=True
@@ -282,7 +301,7 @@ def test_half_precision_keeps_the_rotary_frequencies_of_far_positions():
 def test_saved_layers_name_no_folder():
     model = tiny_text_model("qwen2")
     model.config._name_or_path = "/somebody/models"
-    assert "/somebody" not in NonCausalLayer.from_language_model(model).spec.model_dump_json()
+    assert "/somebody" not in FirstLayer.from_language_model(model).spec.model_dump_json()
 
 
 def test_layers_survive_pickling():
@@ -297,7 +316,7 @@ def test_unknown_layer_types_are_an_error_that_lists_the_known_ones():
     model = tiny_text_model("qwen2")
     model.config.model_type = "gpt-novel"
     with pytest.raises(UserError, match=r"gpt-novel.*qwen2"):
-        NonCausalLayer.from_language_model(model)
+        FirstLayer.from_language_model(model)
 
 
 def test_the_paper_policy_without_a_layer_is_an_error():

@@ -20,7 +20,7 @@ from cacovid.models.loading import load_video_llm
 from cacovid.planning.backbone import known_backbones
 from cacovid.policy.base import CompressionPolicy
 from cacovid.policy.build import build_policy
-from cacovid.policy.decoder_layer import NonCausalLayer
+from cacovid.policy.decoder_layer import FirstLayer
 from cacovid.policy.files import read_tensors
 from cacovid.policy.reference_import import (
     PREFIX,
@@ -45,7 +45,7 @@ def head(width: int, outputs: int, first: int = 0) -> nn.Sequential:
 
 
 class ReferencePolicy(nn.Module):
-    """Modules of the published names, put together by hand; eager attention without any mask."""
+    """Modules of the published names, put together by hand; eager attention with a causal mask."""
 
     def __init__(self, llm: VideoLLM, first: int = 0) -> None:
         super().__init__()
@@ -66,8 +66,8 @@ class ReferencePolicy(nn.Module):
         embeds[encoded.pinned_columns] = encoded.pinned
         rotation = text_model.rotary_emb(embeds[None], torch.arange(encoded.length)[None])
         self.layers[0].self_attn.config._attn_implementation = "eager"
-        open_mask = torch.zeros(1, 1, encoded.length, encoded.length)
-        hidden = self.layers[0](embeds[None], attention_mask=open_mask, position_embeddings=rotation)[0]
+        causal = torch.full((1, 1, encoded.length, encoded.length), -torch.inf).triu(1)
+        hidden = self.layers[0](embeds[None], attention_mask=causal, position_embeddings=rotation)[0]
         video = hidden[encoded.video_columns]
         frame_means = video.view(encoded.grid.frames, -1, video.shape[1]).mean(dim=1)
         return self.token_compress(self.layernorm(video)), self.frame_compress(self.layernorm(frame_means))
@@ -117,7 +117,7 @@ def test_names_and_shapes_at_7b_size() -> None:
     """What a checkpoint of the paper's main model must hold."""
     model = known_backbones()["llava-hf/llava-onevision-qwen2-7b-ov-hf"].meta_model()
     with torch.device("meta"):
-        layer = NonCausalLayer.from_language_model(model.get_decoder())
+        layer = FirstLayer.from_language_model(model.get_decoder())
         own = build_policy(PolicyConfig(kind="paper"), 3584, layer, seed=0).state_dict()
     shapes = {name: tuple(own[ours].shape) for ours, name in reference_names(own, ()).items()}
     assert len(shapes) == len(own) == 12 + 1 + 20
@@ -286,10 +286,12 @@ def test_the_command_writes_a_policy_that_compresses(
     printed = capsys.readouterr().out
     assert "ignored 10 tensors of mode_selection.*" in printed
     assert "left out 2 tensors" in printed
+    assert "sees no question that follows the video" in printed
     compressor = Compressor.from_pretrained(out)
     metadata = compressor.policy.metadata
     assert metadata.model_fingerprint == compressor.video_llm.fingerprint
     assert (metadata.model_type, metadata.num_frames) == ("llava_onevision", 4)
+    assert compressor.policy.config.attention == "causal"
     assert metadata.selection == SelectionConfig(rule="frame-budgets")
     assert torch.equal(compressor.policy.norm.weight, published[f"{PREFIX}layernorm.weight"])
     assert run(monkeypatch, *arguments) == 2

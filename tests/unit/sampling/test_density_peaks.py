@@ -63,6 +63,21 @@ def test_one_of_each_cluster_is_chosen_whatever_the_features_scale(scale):
     assert len(set(chosen.tolist())) == 3
 
 
+def test_a_token_is_no_neighbour_of_its_own():
+    """Counted among the nearest four, it would make the pair at 0 and 1 as dense as the five around 10."""
+    rows = torch.tensor([[0.0], [1.0], [10.0], [10.5], [11.0], [11.5], [12.0]])
+    alone = peak_scores(squared_distances(rows[None], rows[None]))[0]
+    nearest = [(10.5 - 10) ** 2, (11 - 10) ** 2, (11.5 - 10) ** 2, (12 - 10) ** 2]
+    assert float(alone[2]) == pytest.approx(-sum(nearest) / 4 + math.log(0.5), abs=1e-4)
+
+
+def test_the_densest_token_takes_its_own_largest_distance():
+    rows = torch.tensor([[0.0], [1.0], [1.5], [2.0], [2.5], [3.0], [9.0]])  # 2 is the densest, 7 from the farthest
+    scores = peak_scores(squared_distances(rows[None], rows[None]))[0]
+    density = -(0.5**2 + 0.5**2 + 1 + 1) / 4
+    assert float(scores[3]) == pytest.approx(density + math.log(7.0), abs=1e-4)
+
+
 def test_equal_tokens_are_chosen_without_repetition():
     chosen = diverse_per_frame(torch.ones(2, 6, 4), 4)
     assert all(len(set(row)) == 4 for row in chosen.tolist())

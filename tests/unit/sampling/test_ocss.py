@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 from cacovid.config import SamplingConfig
 from cacovid.errors import UserError
 from cacovid.records import Combinations, Mode, TokenGrid
-from cacovid.sampling.ocss import draw_frames, frames_drawn, mode_counts, sample_combinations
+from cacovid.sampling.ocss import draw_frames, explored, frames_drawn, mode_counts, sample_combinations
 from cacovid.sampling.rates import rate_of, step_tokens, tokens_at
 from cacovid.seeding import generator
 from tests.support.chi_square import assert_follows
@@ -80,6 +82,62 @@ def test_drawn_frames_follow_their_enumeration():
     drawn = draw_frames(scores, 2, 20_001, config, generator("frames"))[1:]
     weights = slow_cap(torch.softmax(scores, dim=0).tolist(), 2.0 / 5)
     assert_follows([frozenset(row) for row in drawn.tolist()], successive(dict(enumerate(weights)), 2))
+
+
+def blank(explore: float, temperature: float = 1.0) -> Combinations:
+    """500 token and about 167 frame samples of a policy that is sure of token 0 of each frame and of frame 0."""
+    grid = TokenGrid(4, 3, 3)
+    config = SamplingConfig(
+        group=668,
+        modes="mixed",
+        frame_ratio=0.25,
+        max_frame_prob=4.0,
+        max_group_prob=9.0,
+        group_size=1,
+        temperature=temperature,
+    )
+    tokens, frames = torch.zeros(36, 2), torch.zeros(4, 2)
+    tokens[::9, 1], frames[0, 1] = 30.0, 30.0
+    features = torch.randn(36, 4, generator=generator("features"))
+    return sample_combinations(tokens, frames, features, grid, config, 1 / 9, generator("blank"), explore)
+
+
+def test_a_share_of_the_samples_follows_no_score():
+    for explore in (0.0, 0.25, 1.0):
+        drawn = blank(explore)
+        token, frame = drawn.modes == Mode.TOKEN, drawn.modes == Mode.FRAME
+        assert drawn.kept[token][0].tolist() == [0, 9, 18, 27]  # the plain tops stay
+        assert drawn.frames[frame][0].tolist() == [True, False, False, False]
+        # The policy draws token 0 of a frame in 0.9 of all cases (the cap of a group), chance in 1/9.
+        sure = float((drawn.kept[token] % 9 == 0).double().mean())
+        assert sure == pytest.approx(0.9 * (1 - explore) + explore / 9, abs=0.04)
+        first = float(drawn.frames[frame][:, 0].double().mean())
+        assert first == pytest.approx(1 - explore + explore / 4, abs=0.1)
+
+
+def test_exploring_samples_draw_any_tokens_of_a_frame_alike():
+    grid = TokenGrid(1, 2, 2)
+    scores = torch.tensor([[0.0, 9.0], [0.0, 3.0], [0.0, 0.0], [0.0, -3.0]])
+    drawn = sample_combinations(
+        scores, torch.zeros(1, 2), torch.zeros(4, 2), grid, SamplingConfig(group=3001), 0.5, generator("any"), 1.0
+    )
+    pairs = {frozenset(pair): 1 / 6 for pair in itertools.combinations(range(4), 2)}
+    assert_follows([frozenset(row) for row in drawn.kept[1:].tolist()], pairs)
+
+
+def test_a_high_temperature_draws_more_broadly():
+    sure = [float((blank(0.0, temperature).kept[1:501] % 9 == 0).double().mean()) for temperature in (1.0, 20.0, 1e6)]
+    assert sure[0] > sure[1] + 0.1 > sure[2] + 0.2
+    assert sure[2] == pytest.approx(1 / 9, abs=0.03)
+
+
+def test_exploration_holds_and_then_falls_to_nothing_at_the_runs_end():
+    config = SamplingConfig(explore=0.8, explore_until=0.5)
+    assert [explored(config, step / 8) for step in range(9)] == pytest.approx(
+        [0.8, 0.8, 0.8, 0.8, 0.8, 0.6, 0.4, 0.2, 0.0]
+    )
+    assert explored(SamplingConfig(explore=1.0), 1.0) == 1.0
+    assert explored(SamplingConfig(), 0.0) == 0.0
 
 
 def test_enough_frames_are_drawn_to_hold_the_tokens():

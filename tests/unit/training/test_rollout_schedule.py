@@ -21,11 +21,13 @@ class Worker:
 
     def __init__(self, bad: str | None = None) -> None:
         self.asked: Counter[tuple[int, str, int]] = Counter()  # step, item, part
+        self.explored: dict[int, float] = {}  # by step
         self.bad = bad  # an item whose second part cannot be used
 
     def __call__(self, task: Task) -> TaskResult:
         assert isinstance(task, RolloutTask)
         rollouts, inputs, aside = [], [], []
+        self.explored[task.step] = task.explore
         for item in task.items:
             self.asked[task.step, item.id, task.part.number] += 1
             if item.id == self.bad and task.part.number == 1:
@@ -72,6 +74,12 @@ def go(schedule: RolloutSchedule, steps: range) -> list[list[str]]:
 def go_back(schedule: RolloutSchedule, step: int) -> None:
     with schedule.going_back():
         schedule.restore(step, {step: step - 1}, {step - 1: {}, step: {}})
+
+
+def test_tasks_explore_as_far_as_the_run_has_come() -> None:
+    worker = Worker()
+    go(made(worker, sampling__explore=0.5, sampling__explore_until=0.5), range(8))
+    assert [worker.explored[step] for step in range(8)] == [0.5, 0.5, 0.5, 0.5, 0.5, 0.375, 0.25, 0.125]
 
 
 def test_steps_done_again_take_the_rollouts_that_were_scored_before() -> None:

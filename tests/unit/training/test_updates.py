@@ -82,6 +82,25 @@ def test_the_clipped_objective_needs_the_logits_of_the_policy_that_drew() -> Non
     assert encoder.asked == [(("item-2",), 0)]
 
 
+def test_the_ratio_to_the_current_policy_needs_no_old_logits_and_replays() -> None:
+    updates, encoder = made("clipped", **{"objective.ratio": "current", "objective.replay_batch": 3})
+    group = Group(lost=["item-2"])
+    learn(updates, group, range(3))
+    assert encoder.asked == [(("item-2",), None)]
+    learn(updates, group, range(3, 6))
+    assert len(updates.replay) == 6
+    assert [len(batch) for batch in group.updates] == [3, 3, 3, 3]
+    assert {held.item_id for batch in group.updates[2:] for held in batch} & {"item-0", "item-1", "item-2"}
+
+
+def test_the_ratio_to_the_drawing_policy_takes_no_replay() -> None:
+    updates, _ = made("clipped", **{"sampling.inner_iterations": 3})
+    group = Group()
+    learn(updates, group, range(2))
+    assert len(updates.replay) == 0
+    assert [len(batch) for batch in group.updates] == [2, 2, 2]
+
+
 def test_restored_rollouts_are_encoded_when_an_update_draws_them_and_not_before() -> None:
     before, _ = made("credit")
     learn(before, Group(), range(8))
