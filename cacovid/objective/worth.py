@@ -1,7 +1,7 @@
 """What an answer is worth to the objective: whether it was right, or how probable the right one was.
 
-The probability tells combinations apart that all lead to the right letter, or all to a wrong one, and is less noisy:
-with it the embedded default needs about a tenth of the answers (docs/benchmarks.md).
+The probability tells combinations apart that all lead to the right letter, or all to a wrong one (docs/benchmarks.md,
+"The price of training").
 
 Shape legend: G combinations.
 """
