@@ -7,6 +7,7 @@ Encoding goes on meanwhile. vLLM gives tokens; text, stop strings and the rest a
 
 import asyncio
 import logging
+import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
@@ -28,6 +29,7 @@ from serving.engine.refusals import refusals
 from serving.errors import ApiError, internal_error
 from serving.vllm.arguments import engine_arguments
 from serving.vllm.memory import check_share, leave_layers
+from serving.vllm.names import REPLICA
 from serving.vllm.prompt import vllm_prompt
 from serving.vllm.sampling import sampling, tokens
 
@@ -53,6 +55,7 @@ class ContinuousBatches:
         arguments = engine_arguments(video_llm, config)
         leave_layers(video_llm)
         check_share(video_llm, config.vllm)
+        multiprocessing.current_process().name = REPLICA
         try:
             self._vllm = AsyncLLM.from_engine_args(arguments)
         except (RuntimeError, ValueError) as error:

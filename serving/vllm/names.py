@@ -1,5 +1,6 @@
 """What both sides of the plugin call things."""
 
+REPLICA = "cacovid-replica"  # name of a process whose vLLM is ours: its children hear it
 ARCHITECTURE = "CacovidCompressedVideoLLM"  # in hf_overrides: vLLM then takes the plugin's class
 MODALITY = "video"  # one item a prompt, whatever it holds
 ROWS, POSITIONS, NEXT = "rows", "positions", "next_position"  # of that item

@@ -5,7 +5,7 @@ import os
 import threading
 from multiprocessing.process import BaseProcess
 
-from serving.vllm.names import ARCHITECTURE
+from serving.vllm.names import ARCHITECTURE, REPLICA
 
 
 def register() -> None:
@@ -15,7 +15,8 @@ def register() -> None:
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(ARCHITECTURE, "serving.vllm.model:CompressedVideoLLM")
     parent = multiprocessing.parent_process()
-    if parent is not None:
+    if parent is not None and parent.name == REPLICA:  # other people's vLLM on this machine is left as it is
+        multiprocessing.current_process().name = REPLICA  # its workers are children of this one
         threading.Thread(target=_end_with, args=(parent,), name="cacovid-parent", daemon=True).start()
 
 

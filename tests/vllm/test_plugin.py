@@ -1,14 +1,18 @@
 """The plugin inside vLLM's own processes."""
 
+import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from serving.vllm.model import CompressedVideoLLM
-from serving.vllm.names import NEXT, POSITIONS
+from serving.vllm.names import NEXT, POSITIONS, REPLICA
 from serving.vllm.prompt import _digest
 from tests.support.processes import is_running
 from tests.support.waiting import wait_until
@@ -62,25 +66,42 @@ def test_prompts_share_their_cache_only_where_rows_places_and_positions_are_one(
 
 
 ORPHAN = """
-import multiprocessing, os, sys, time
+import multiprocessing, os, sys, threading, time
 from serving.vllm.plugin import register
 
 
 def core():
     register()
-    print(os.getpid(), flush=True)
+    print(os.getpid(), threading.active_count(), flush=True)
     time.sleep(600)
 
 
 if __name__ == "__main__":
+    multiprocessing.current_process().name = sys.argv[1]
     multiprocessing.get_context("spawn").Process(target=core).start()
     time.sleep(600)
 """
 
 
 def test_vllms_processes_end_when_the_one_that_started_them_is_killed(tmp_path):
-    (tmp_path / "parent.py").write_text(ORPHAN)
-    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")], stdout=subprocess.PIPE, text=True)
-    core = int(parent.stdout.readline())
+    parent, core, _ = started(tmp_path, REPLICA)
     parent.kill()
     wait_until(lambda: not is_running(core))
+
+
+def test_somebody_elses_vllm_is_left_as_it_is(tmp_path):
+    ours, theirs = started(tmp_path, REPLICA), started(tmp_path, "MainProcess")
+    assert ours[2] == theirs[2] + 1, "the thread that ends a process with its parent"
+    for parent, core, _ in (ours, theirs):
+        parent.kill()
+        with suppress(ProcessLookupError):
+            os.kill(core, signal.SIGKILL)
+
+
+def started(tmp_path: Path, name: str) -> tuple[subprocess.Popen, int, int]:
+    """A process of this name, its child that vLLM's plugins were called in, and the threads of that one."""
+    (tmp_path / "parent.py").write_text(ORPHAN)
+    command = [sys.executable, str(tmp_path / "parent.py"), name]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    core, threads = map(int, parent.stdout.readline().split())
+    return parent, core, threads
