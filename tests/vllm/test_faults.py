@@ -66,12 +66,13 @@ def replicas() -> list[psutil.Process]:
     return processes("ServeReplica:cacovid:engine")
 
 
-def test_policies_change_in_running_replicas(service, config, tmp_path):
-    policy_for(load_video_llm(config.model), TrainConfig()).save_pretrained(str(tmp_path))
+def test_policies_change_in_running_replicas(service, config, tmp_path_factory):
+    policy = str(tmp_path_factory.mktemp("policy"))  # later replicas load it too
+    policy_for(load_video_llm(config.model), TrainConfig()).save_pretrained(policy)
     before = (replicas(), core())
     with Load(service, max_tokens=40) as load:
         wait_until(lambda: load.answered > 2, PATIENCE_S)
-        deploy(config.model_copy(update={"policies": {"second": str(tmp_path)}}))
+        deploy(config.model_copy(update={"policies": {"second": policy}}))
         assert service.post(model="second", max_tokens=4).status_code == 200
     assert {status for status, _ in load.outcomes} == {200}
     assert (replicas(), core()) == before
