@@ -85,14 +85,16 @@ def new_model(seed: int) -> LlavaOnevisionForConditionalGeneration:
     return model.float()
 
 
-def save_model(model: LlavaOnevisionForConditionalGeneration, folder: Path) -> None:
+def save_model(
+    model: LlavaOnevisionForConditionalGeneration, folder: Path, vocabulary: dict[str, int] = VOCABULARY
+) -> None:
     """Write weights, configuration, tokenizer, processor and chat template in Hugging Face's layout."""
     folder.mkdir(parents=True, exist_ok=True)
     square = {"height": PIXELS, "width": PIXELS}
     levels = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     processor = LlavaOnevisionProcessor(
         image_processor=LlavaOnevisionImageProcessor(size=square, image_grid_pinpoints=[[PIXELS, PIXELS]], **levels),
-        tokenizer=build_tokenizer(),
+        tokenizer=build_tokenizer(vocabulary),
         video_processor=LlavaOnevisionVideoProcessor(size=square, do_sample_frames=False, **levels),
         num_image_tokens=(PIXELS // PATCH) ** 2,
         vision_feature_select_strategy="full",

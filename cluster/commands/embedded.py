@@ -10,6 +10,7 @@ from cluster.commands.progress import Progress
 
 app = typer.Typer(no_args_is_help=True, help="The embedded benchmark: its model and its clips.")
 
+World = Annotated[int, typer.Option(min=1, max=2, help="1, or 2: longer clips, five problem types")]
 Output = Annotated[Path, typer.Option("--out", help="folder to write; must not hold one already")]
 
 
@@ -44,15 +45,16 @@ def build(
 def clips(
     out: Output,
     split: Annotated[str, typer.Option(help="train, development, held-out or model")] = "train",
-    count: Annotated[int, typer.Option(min=1, help="clips; two questions each")] = 100,
+    count: Annotated[int, typer.Option(min=1, help="clips; two questions each, in world 2 five")] = 100,
     first: Annotated[int, typer.Option(min=0, help="first clip of the split")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="threads that draw and encode")] = 2,
+    world: World = 1,
 ) -> None:
     """Write clips as H.264 MP4 files with their question table."""
     from rich.console import Console
 
-    from cacovid.embedded.dataset import TABLE, write_dataset
+    from cacovid.embedded.dataset import TABLE, WORLDS, write_dataset
     from cacovid.embedded.splits import split_seeds
 
-    items = write_dataset(out, split_seeds(split, count, first), workers=workers)
+    items = write_dataset(out, split_seeds(split, count, first), world=[*WORLDS][world - 1], workers=workers)
     Console().print(f"{count} clips and {len(items)} questions: {out / TABLE}")
