@@ -76,8 +76,9 @@ class SceneLosses(nn.Module):
                 loss = loss + self.stage.step_weight * _weighted(step_logits, asked.step, weight)
                 sums.setdefault(f"{asked.kind}*", []).append(_right(step_logits, asked.step, weight))
             sums.setdefault(asked.kind, []).append(_right(logits, asked.answer, weight))
-            total = total + loss
-        return total, {name: sum(values) / len(values) for name, values in sums.items()}
+            total = total + loss / len(batch.asked)
+        metrics = {name: sum(values) / len(values) for name, values in sums.items()}
+        return total, {"loss": float(total.detach())} | metrics
 
 
 def _weighted(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
