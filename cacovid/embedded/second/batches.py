@@ -13,7 +13,7 @@ from cacovid.embedded.glyphs import COLOUR_NAMES, SHAPES, SYLLABLES
 from cacovid.embedded.questions import LETTERS
 from cacovid.embedded.second.corpus import MOVED_PIECES, PIECES, SIGN_PIECES, SceneCache
 from cacovid.embedded.second.questions import OPTIONS, Kind
-from cacovid.embedded.second.scenes import DIRECTIONS, FIRST_MOVED, GLIMPSED, HOURS, MOVED, OBJECTS, SIGN
+from cacovid.embedded.second.scenes import DIRECTIONS, FIRST_MOVED, GLIMPSED, HOURS, MOVED, SIGN
 from cacovid.embedded.tokenizer import SECOND_VOCABULARY as VOCABULARY
 from cacovid.embedded.tokenizer import TURN_END, TURN_START
 
@@ -36,11 +36,11 @@ def word_ids(words: tuple[str, ...]) -> Tensor:
 
 
 SHAPE_IDS: Final = word_ids(SHAPES)
-_COLOUR_IDS = word_ids(COLOUR_NAMES)
-_LETTER_IDS = word_ids(LETTERS[:OPTIONS])
+COLOUR_IDS: Final = word_ids(COLOUR_NAMES)
+SYLLABLE_IDS: Final = word_ids(SYLLABLES)
+LETTER_IDS: Final = word_ids(LETTERS[:OPTIONS])
 _NUMBER_IDS = word_ids(tuple("1234567"))
 _DIRECTION_IDS = word_ids(DIRECTIONS)
-_SYLLABLE_IDS = word_ids(SYLLABLES)
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,13 @@ def _ask(cache: SceneCache, scenes: Tensor, kind: Kind, number: int, draw: torch
         alike = cache.alike[scenes]
         many = alike.sum(1, keepdim=True)
         needed = torch.zeros(batch, PIECES, dtype=torch.bool)
-        needed[:, :OBJECTS] = alike
-        return Asked(kind, _COLOUR_IDS[cache.color[scenes]][:, None], _NUMBER_IDS[many - 1], many - 1, needed)
+        needed[:, :GLIMPSED] = alike
+        color = cache.colours[scenes].gather(1, alike.int().argmax(1, keepdim=True))
+        return Asked(kind, COLOUR_IDS[color], _NUMBER_IDS[many - 1], many - 1, needed)
     if kind == "sign":
         needed = torch.zeros(batch, PIECES, dtype=torch.bool)
         needed[:, SIGN_PIECES:] = True
-        return Asked(kind, none, _SYLLABLE_IDS[cache.sign[scenes]], none, needed)
+        return Asked(kind, none, SYLLABLE_IDS[cache.sign[scenes]], none, needed)
     if kind == "where":
         moved = torch.full((batch, 1), number % MOVED)
         went = cache.directions[scenes].gather(1, moved)
@@ -129,7 +130,7 @@ def _ask(cache: SceneCache, scenes: Tensor, kind: Kind, number: int, draw: torch
         chosen = chosen.gather(1, order)
         answer = _NUMBER_IDS[hours[:, 1:] - hours[:, :1] - 1]
     else:
-        answer = _LETTER_IDS[hours.argmin(1, keepdim=True)]
+        answer = LETTER_IDS[hours.argmin(1, keepdim=True)]
     return Asked(kind, SHAPE_IDS[cache.shapes[scenes].gather(1, chosen)], answer, hours, _marked(chosen))
 
 

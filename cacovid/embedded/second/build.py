@@ -1,6 +1,6 @@
-"""Builds the second world's Video-LLM from world 1's.
+"""Builds the second world's Video-LLM.
 
-world 1's model -> its tower learns the hours and the syllables -> features of all scenes -> the language model learns
+world 1's tower learns the hours and the syllables -> features of all scenes -> the language model learns
 each kind of question, from few tokens to all -> save -> measure on held-out scenes what was saved
 """
 
@@ -10,30 +10,25 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
-import torch
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from cacovid.config import ModelConfig
-from cacovid.embedded.glyphs import SYLLABLES
-from cacovid.embedded.model import WIDTH, save_model
+from cacovid.embedded.model import new_model, save_model
 from cacovid.embedded.progress import Progress, silent
-from cacovid.embedded.second.batches import word_ids
-from cacovid.embedded.second.corpus import SIGN_PIECES, SceneCache, cache_scenes, scene_frames
+from cacovid.embedded.second.corpus import cache_scenes, scene_frames
+from cacovid.embedded.second.lookup import start_with_lookup
 from cacovid.embedded.second.measure import rewards
 from cacovid.embedded.second.scenes import FRAMES, HOURS, NO_COLOUR, NO_KIND
 from cacovid.embedded.second.train import Stage, train_stage
 from cacovid.embedded.splits import HELD_OUT, split_seeds
-from cacovid.embedded.tokenizer import SECOND_VOCABULARY, VOCABULARY
+from cacovid.embedded.tokenizer import SECOND_VOCABULARY
 from cacovid.embedded.train_tower import Classes, TowerTraining, train_tower
 from cacovid.errors import UserError
 from cacovid.models.loading import load_video_llm, resolve_path
-from cacovid.seeding import generator
 
 REPORT: Final = "build.json"
 CLASSES: Final = Classes(NO_KIND + 1, NO_COLOUR + 1, HOURS)
-_ROPE_THETA = 1e6  # world 1's 1e4 turns all but a few of a head's dimensions several times within 2,304 positions
-_EMBEDDING_STD = 0.12
-_EMBEDDING_PULL = 2.0
+_ROPE_THETA = 1e9  # world 1's 1e4 turns all but a few of a head's dimensions several times within 2,304 positions
 
 CURRICULUM: Final = (
     Stage("dense", steps=900, scenes=16, fewest=0.015, most=0.05, sure=0.95),
@@ -91,7 +86,7 @@ def build_second(
     seeds = split_seeds("model", config.scenes, _FIRST_SCENE + config.tower_scenes)
     cache = cache_scenes(model, seeds, workers)
     clock.lap("features")
-    place_syllables(model, cache)
+    start_with_lookup(model, cache, seed)
     for stage in config.curriculum:
         train_stage(model, cache, stage, seed, progress)
         clock.lap(stage.name)
@@ -119,27 +114,9 @@ class _Clock:
 
 
 def first_model(seed: int) -> LlavaOnevisionForConditionalGeneration:
-    """World 1's model with new words and slower rotary positions."""
-    model = LlavaOnevisionForConditionalGeneration.from_pretrained(resolve_path("embedded"))
-    with torch.random.fork_rng(devices=[]):  # resizing draws; what it draws is overwritten
-        model.resize_token_embeddings(len(SECOND_VOCABULARY), mean_resizing=False)
-    new = torch.randn(len(SECOND_VOCABULARY) - len(VOCABULARY), WIDTH, generator=generator("more words", seed))
-    with torch.no_grad():
-        model.get_input_embeddings().weight[len(VOCABULARY) :] = _EMBEDDING_STD * new
-    model.config.text_config.rope_parameters["rope_theta"] = _ROPE_THETA
-    slower = LlavaOnevisionForConditionalGeneration(model.config)  # positions' frequencies are made with the layers
-    slower.load_state_dict(model.state_dict())
-    slower.generation_config = model.generation_config
-    return slower.float()
-
-
-@torch.no_grad()
-def place_syllables(model: LlavaOnevisionForConditionalGeneration, cache: SceneCache) -> None:
-    """Pull the words of syllables towards their tiles' mean feature."""
-    scenes, tokens = (cache.pieces >= SIGN_PIECES).nonzero(as_tuple=True)
-    features = cache.features[scenes, tokens].float()
-    syllables = cache.sign[scenes, cache.pieces[scenes, tokens].long() - SIGN_PIECES]
-    centre = features.mean(0)
-    for index, word in enumerate(word_ids(SYLLABLES).tolist()):
-        direction = features[syllables == index].mean(0) - centre
-        model.get_input_embeddings().weight[word] += _EMBEDDING_PULL * direction / direction.norm()
+    """World 1's tower before a new language model with more words and slower rotary positions."""
+    model = new_model(seed, len(SECOND_VOCABULARY), _ROPE_THETA)
+    first = LlavaOnevisionForConditionalGeneration.from_pretrained(resolve_path("embedded")).model
+    model.model.vision_tower.load_state_dict(first.vision_tower.state_dict())
+    model.model.multi_modal_projector.load_state_dict(first.multi_modal_projector.state_dict())
+    return model

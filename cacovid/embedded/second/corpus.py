@@ -58,11 +58,11 @@ class SceneCache:
     features: Tensor  # (C, N, D) float16
     pieces: Tensor  # (C, N) int8, piece shown by each token or -1
     shapes: Tensor  # (C, 8) int64
+    colours: Tensor  # (C, 8) int64
     hours: Tensor  # (C, 4) int64, of the glimpsed objects
     directions: Tensor  # (C, 2) int64, of the moved ones
     sign: Tensor  # (C, 3) int64
-    alike: Tensor  # (C, 8) bool, the objects of the colour that some share
-    color: Tensor  # (C,) int64, that colour
+    alike: Tensor  # (C, 4) bool, the glimpsed objects of the colour that some share
 
 
 def draw_scenes(seeds: Sequence[int], workers: int = 1) -> Iterable[Scene]:
@@ -105,9 +105,9 @@ def _truth(scene: Scene) -> list[Tensor]:
     return [
         pieces,
         torch.tensor([one.shape for one in scene.objects]),
+        torch.tensor([one.colour for one in scene.objects]),
         torch.tensor([hour_of(one.tokens[0]) for one in scene.objects[:GLIMPSED]]),
         torch.tensor(scene.directions),
         torch.tensor(scene.sign),
-        torch.tensor([index in scene.alike for index in range(OBJECTS)]),
-        torch.tensor(scene.objects[scene.alike[0]].colour),
+        torch.tensor([index in scene.alike for index in range(GLIMPSED)]),
     ]

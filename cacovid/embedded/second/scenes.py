@@ -27,7 +27,6 @@ STAYING: Final = 2  # objects 4-5
 MOVED: Final = 2  # objects 6-7
 OBJECTS: Final = GLIMPSED + STAYING + MOVED
 FIRST_MOVED: Final = GLIMPSED + STAYING
-MOST_ALIKE: Final = 4  # objects of the colour that is counted
 SIGN: Final = 3  # syllables
 DIRECTIONS: Final = ("left", "right", "up", "down")
 
@@ -51,7 +50,7 @@ class Scene:
     frames: npt.NDArray[np.uint8]  # (T, 96, 96, 3) RGB
     objects: tuple[SceneObject, ...]
     directions: tuple[int, ...]  # where each of the moved objects went, index into DIRECTIONS
-    alike: tuple[int, ...]  # the objects of one colour, 1 to 4; no two others share theirs
+    alike: tuple[int, ...]  # the glimpsed objects of one colour, 1 to 4; no two others share theirs
     sign: tuple[int, ...]  # indices into glyphs.SYLLABLES, from left to right
     sign_tokens: tuple[tuple[int, ...], ...]  # video tokens that show each syllable
     kinds: Integers  # (T, S) class of each cell
@@ -79,7 +78,7 @@ def draw_scene(seed: int) -> Scene:
         _within(hour, object_track(random, _hour(taken, hour), (1, 3))) for hour in random.permutation(HOURS)[:GLIMPSED]
     ]
     stays = [object_track(random, taken, (FRAMES // 2, 3 * FRAMES // 4)) for _ in range(STAYING)]
-    alike = tuple(sorted(random.permutation(OBJECTS)[: random.integers(1, MOST_ALIKE + 1)].tolist()))
+    alike = tuple(sorted(random.permutation(GLIMPSED)[: random.integers(1, GLIMPSED + 1)].tolist()))
     shapes, shades = random.permutation(len(glyphs.SHAPES)), random.permutation(len(glyphs.COLOUR_NAMES))
     objects = tuple(
         SceneObject(int(shapes[index]), int(shades[alike[0] if index in alike else index]), tuple(track))

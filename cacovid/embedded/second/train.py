@@ -15,7 +15,7 @@ from cacovid.embedded.model import WIDTH
 from cacovid.embedded.packed import read_packed
 from cacovid.embedded.progress import Progress, silent
 from cacovid.embedded.schedule import flat_cosine
-from cacovid.embedded.second.batches import STEPS, Batch, sample_batch, sample_retention
+from cacovid.embedded.second.batches import LETTER_IDS, STEPS, Batch, sample_batch, sample_retention
 from cacovid.embedded.second.corpus import PIECES, SceneCache
 from cacovid.embedded.second.scenes import GRID
 from cacovid.embedded.tokenizer import SECOND_VOCABULARY, TURN_END
@@ -41,6 +41,7 @@ class Stage:
     flat: float = 0.5
     step_weight: float = 0.7
     early_weight: float = 0.5
+    letter_weight: float = 0.3
     end_weight: float = 0.1
 
 
@@ -74,6 +75,9 @@ class SceneLosses(nn.Module):
             if len(blanks):
                 step_logits = self.steps[asked.kind](norm(second[:, blanks]))
                 loss = loss + self.stage.step_weight * _weighted(step_logits, asked.step, weight)
+                if asked.kind == "order":
+                    letters = LETTER_IDS.expand(len(weight), -1)
+                    loss = loss + self.stage.letter_weight * _weighted(head(norm(second[:, blanks])), letters, weight)
                 sums.setdefault(f"{asked.kind}*", []).append(_right(step_logits, asked.step, weight))
             sums.setdefault(asked.kind, []).append(_right(logits, asked.answer, weight))
             total = total + loss / len(batch.asked)
