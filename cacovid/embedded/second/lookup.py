@@ -33,6 +33,7 @@ _EMBEDDING_STD = 0.12
 _EMBEDDING_PULL = 2.0
 _MATCH = 11.0  # by how much a word's own tokens exceed others in attention logits: e^11 against 2,304 tokens
 _EARLINESS = 6.0  # by how much early tokens exceed late ones
+_FINAL_NORM = 0.25  # words so long give logits of 20 at random
 _BROUGHT = 0.4  # share of what is found that is added to the word
 
 
@@ -62,6 +63,7 @@ def start_with_lookup(model: LlavaOnevisionForConditionalGeneration, cache: Scen
     for head, sign in ((0, -1), (1, 1)):
         attention.q_proj.weight[head * HEAD + at] = 0
         attention.q_proj.bias[head * HEAD + at] = sign * _EARLINESS * HEAD**0.5 / gap
+    model.model.language_model.norm.weight.fill_(_FINAL_NORM)
     _bring(attention, 0, 0, places, places, features)
     _bring(attention, 1, 0, places, apart[: len(places)], features)
     _bring(attention, 2, 1, shapes, apart[len(places) :][: len(shapes)], features)
