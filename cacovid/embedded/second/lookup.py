@@ -5,121 +5,145 @@ tower's class means, it is there from the first step and training only has to re
 
 | head | a word finds | and brings back |
 | --- | --- | --- |
-| 0 | tokens of its shape, early ones before late ones | hour, row, column, colour |
+| 0 | tokens of its shape, early ones before late ones | hour, row, column |
 | 1 | the same, late ones before early ones | the same, in directions of their own |
-| 2 | tokens of its colour | shape |
+| 2 | tokens of its colour | shape, syllable |
 | 3 | nothing yet | |
 
-Shape legend: M object tokens, D width, R rank of a basis.
+Shape legend: M video tokens, D width.
 """
 
+from dataclasses import dataclass
 from typing import Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from cacovid.embedded.clips import CELLS
 from cacovid.embedded.model import WIDTH
 from cacovid.embedded.rendering import SIDE
-from cacovid.embedded.second.batches import COLOUR_IDS, SHAPE_IDS, SYLLABLE_IDS
+from cacovid.embedded.second.batches import COLOUR_IDS, SHAPE_IDS
 from cacovid.embedded.second.corpus import MOVED, OBJECTS, SIGN_PIECES, SceneCache
 from cacovid.embedded.second.scenes import HOUR, HOURS
 from cacovid.seeding import generator
 
 HEAD: Final = WIDTH // 4
-_FIRST_STILL = 7  # of a head's 16 rotary pairs: from here on positions of a whole clip hardly turn them
+_STILL = 7  # of a head's 16 rotary pairs: from here on positions of a whole clip hardly turn them
 _EMBEDDING_STD = 0.12
-_EMBEDDING_PULL = 2.0
-_MATCH = 11.0  # by how much a word's own tokens exceed others in attention logits: e^11 against 2,304 tokens
+_MATCH = 14.0  # by how much a word's own tokens exceed others in attention logits: e^14 against 2,304 tokens
 _EARLINESS = 6.0  # by how much early tokens exceed late ones
 _FINAL_NORM = 0.25  # words so long give logits of 20 at random
-_BROUGHT = 0.4  # share of what is found that is added to the word
+_BROUGHT = 0.3  # share of what is found that is added to the word
+_BACKGROUND = 40  # tokens a scene that show no object
+_RIDGE = 1e-3
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """A sample of video tokens: all of objects and syllables, some of the rest."""
+
+    features: Tensor  # (M, D)
+    labels: dict[str, Tensor]  # (M,) each, -1 where it does not apply
+
+    def means(self, name: str) -> Tensor:
+        """(classes, D): each class's mean feature less the mean of all classes."""
+        label = self.labels[name]
+        means = torch.stack([self.features[label == index].mean(0) for index in range(int(label.max()) + 1)])
+        return means - means.mean(0)
+
+    def discriminants(self, name: str) -> Tensor:
+        """(classes, D): Fisher's, blind to what varies within a class; classes' scores have unit spread."""
+        label = self.labels[name]
+        within = torch.cat(
+            [
+                self.features[label == index] - self.features[label == index].mean(0)
+                for index in range(-1, int(label.max()) + 1)
+                if (label == index).any()
+            ]
+        )
+        covariance = within.T @ within / len(within)
+        ridge = _RIDGE * covariance.diagonal().mean() * torch.eye(WIDTH)
+        means = self.means(name)
+        rows = torch.linalg.solve(covariance + ridge, means.T).T
+        return rows / (means @ rows.T).std()
 
 
 @torch.no_grad()
 def start_with_lookup(model: LlavaOnevisionForConditionalGeneration, cache: SceneCache, seed: int) -> None:
-    """Place the words by the tower's class means and set up the first layer's heads."""
+    """Draw the words and set up the first layer's heads."""
     draw = generator("lookup", seed)
-    features, labels, syllables = _object_tokens(cache)
-    means = {name: _class_means(features, label) for name, label in labels.items()}
-    tiles = _class_means(*syllables)
-    embeddings = model.get_input_embeddings().weight
-    embeddings.copy_(_EMBEDDING_STD * torch.randn(embeddings.shape, generator=draw))
-    for words, directions in ((SHAPE_IDS, means["shape"]), (COLOUR_IDS, means["colour"]), (SYLLABLE_IDS, tiles)):
-        embeddings[words] += _EMBEDDING_PULL * directions / directions.norm(dim=1, keepdim=True)
-    late = means["hour"][HOURS // 2 :].mean(0) - means["hour"][: HOURS // 2].mean(0)
-    late /= late.norm()
-    places = _basis(torch.cat([means[name] for name in ("hour", "row", "column", "colour")]))
-    shapes = _basis(torch.cat([means["shape"], tiles]))
-    apart = torch.linalg.qr(torch.cat([places, shapes, torch.randn(WIDTH, WIDTH, generator=draw)]).T[:, :WIDTH])[0].T
-    apart = apart[len(places) + len(shapes) :]
+    tokens = _sample(cache, draw)
+    late = tokens.discriminants("half")[1]
+    late = late / (tokens.means("half")[1] - tokens.means("half")[0]).dot(late)
+    keys = {"shape": tokens.discriminants("shape"), "colour": tokens.discriminants("colour")}
+    words = model.get_input_embeddings().weight
+    words.copy_(_EMBEDDING_STD * torch.randn(words.shape, generator=draw))
+    seen = torch.linalg.qr(torch.cat([*keys.values(), late[None]]).T)[0]
+    for text in (
+        words,
+        model.model.image_newline,
+    ):  # a word has nothing of what is looked for: as a key it is an average token
+        text -= text @ seen @ seen.T
+    normed = words / words.pow(2).mean(1, keepdim=True).sqrt()
     attention = model.model.language_model.layers[0].self_attn
-    _match(attention, (0, 1), 0, embeddings[SHAPE_IDS], features, labels["shape"])
-    _match(attention, (2,), 1, embeddings[COLOUR_IDS], features, labels["colour"])
-    at = HEAD // 2 - 1  # a still pair that no match uses
-    attention.k_proj.weight[at] = late
-    gap = (features @ late)[labels["hour"] >= HOURS // 2].mean() - (features @ late)[labels["hour"] < HOURS // 2].mean()
+    for projection in (attention.q_proj, attention.k_proj):
+        projection.weight *= 0.1
+    for group, heads, name, ids in ((0, (0, 1), "shape", SHAPE_IDS), (1, (2,), "colour", COLOUR_IDS)):
+        _match(attention, group, heads, normed[ids], keys[name], tokens, tokens.labels[name])
+    early_at = HEAD - 1
+    attention.k_proj.weight[early_at] = late
+    attention.k_proj.bias[early_at] = -late @ tokens.features[tokens.labels["half"] >= 0].mean(0)
     for head, sign in ((0, -1), (1, 1)):
-        attention.q_proj.weight[head * HEAD + at] = 0
-        attention.q_proj.bias[head * HEAD + at] = sign * _EARLINESS * HEAD**0.5 / gap
+        attention.q_proj.weight[head * HEAD + early_at] = 0
+        attention.q_proj.bias[head * HEAD + early_at] = sign * _EARLINESS * HEAD**0.5
+    places = torch.cat([tokens.discriminants(name) for name in ("hour", "row", "column")])
+    shapes = torch.cat([tokens.discriminants(name) for name in ("shape", "syllable")])
+    apart = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=draw))[0]
+    for head, group, read in ((0, 0, places), (1, 0, places), (2, 1, shapes)):
+        write, apart = apart[: len(read)], apart[len(read) :]
+        rows = slice(group * HEAD, group * HEAD + len(read))
+        attention.v_proj.weight[rows] = read
+        attention.v_proj.bias[rows] = -read @ tokens.features.mean(0)
+        attention.o_proj.weight[:, head * HEAD : head * HEAD + len(read)] = _BROUGHT * write.T
     model.model.language_model.norm.weight.fill_(_FINAL_NORM)
-    _bring(attention, 0, 0, places, places, features)
-    _bring(attention, 1, 0, places, apart[: len(places)], features)
-    _bring(attention, 2, 1, shapes, apart[len(places) :][: len(shapes)], features)
 
 
-def _object_tokens(cache: SceneCache) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, Tensor]]:
-    """Features (M, D) of objects with their classes, and those of syllables with theirs."""
-    scene, token = ((cache.pieces >= 0) & (cache.pieces < SIGN_PIECES)).nonzero(as_tuple=True)
+def _sample(cache: SceneCache, draw: torch.Generator) -> _Tokens:
+    shown = cache.pieces >= 0
+    rest = (torch.rand(shown.shape, generator=draw) < _BACKGROUND / shown.shape[1]) & ~shown
+    scene, token = (shown | rest).nonzero(as_tuple=True)
     piece = cache.pieces[scene, token].long()
-    owner = torch.where(piece < OBJECTS, piece, piece - MOVED)
+    is_object = (piece >= 0) & (piece < SIGN_PIECES)
+    owner = torch.where(piece < OBJECTS, piece, piece - MOVED).clamp(0, OBJECTS - 1)
+    hour = token // CELLS // HOUR
     labels = {
-        "shape": cache.shapes[scene, owner],
-        "colour": cache.colours[scene, owner],
-        "hour": token // CELLS // HOUR,
-        "row": token % CELLS // SIDE,
-        "column": token % SIDE,
+        "shape": torch.where(is_object, cache.shapes[scene, owner], -1),
+        "colour": torch.where(is_object, cache.colours[scene, owner], -1),
+        "syllable": torch.where(piece >= SIGN_PIECES, cache.sign[scene, (piece - SIGN_PIECES).clamp(min=0)], -1),
+        "hour": torch.where(is_object, hour, -1),
+        "half": torch.where(is_object, hour * 2 // HOURS, -1),
+        "row": torch.where(is_object, token % CELLS // SIDE, -1),
+        "column": torch.where(is_object, token % SIDE, -1),
     }
-    signs, tiles = (cache.pieces >= SIGN_PIECES).nonzero(as_tuple=True)
-    syllables = cache.sign[signs, cache.pieces[signs, tiles].long() - SIGN_PIECES]
-    return cache.features[scene, token].float(), labels, (cache.features[signs, tiles].float(), syllables)
-
-
-def _class_means(features: Tensor, label: Tensor) -> Tensor:
-    """(classes, D): each class's mean feature less the mean of all classes."""
-    means = torch.stack([features[label == index].mean(0) for index in range(int(label.max()) + 1)])
-    return means - means.mean(0)
-
-
-def _basis(rows: Tensor) -> Tensor:
-    """(R, D) orthonormal rows that span nearly all of ``rows``."""
-    _, strength, directions = torch.linalg.svd(rows, full_matrices=False)
-    rank = int((strength > 0.02 * strength[0]).sum())
-    return directions[: min(rank, HEAD)]
+    return _Tokens(cache.features[scene, token].float(), labels)
 
 
 def _match(
-    attention: torch.nn.Module, heads: tuple[int, ...], group: int, words: Tensor, features: Tensor, label: Tensor
+    attention: nn.Module,
+    group: int,
+    heads: tuple[int, ...],
+    words: Tensor,
+    rows: Tensor,
+    tokens: _Tokens,
+    label: Tensor,
 ) -> None:
-    """Let the words (classes, D) attend to the tokens of their class, at any distance."""
-    basis = _basis(words - words.mean(0))[: HEAD // 2 - 1 - _FIRST_STILL]
-    queries = words / words.pow(2).mean(1, keepdim=True).sqrt() @ basis.T
-    keys = features / features.pow(2).mean(1, keepdim=True).sqrt() @ basis.T
-    logits = queries @ keys.T / HEAD**0.5  # (classes, M)
-    own = torch.arange(len(words))[:, None] == label
-    gain = (_MATCH / (logits[own].mean() - logits[~own].mean())) ** 0.5
-    still = slice(_FIRST_STILL, _FIRST_STILL + len(basis))
-    attention.k_proj.weight[group * HEAD : (group + 1) * HEAD] *= 0.2
-    attention.k_proj.weight[group * HEAD : (group + 1) * HEAD][still] = gain * basis
+    """Let normed words (classes, D) attend to the tokens of their class by its row (classes, D), at any distance."""
+    own = torch.arange(len(rows))[:, None] == label
+    scores = rows @ tokens.features.T
+    gain = _MATCH / (scores[own].mean() - scores[~own].mean())
+    still = slice(_STILL, _STILL + len(rows))
+    attention.k_proj.weight[group * HEAD :][still] = gain * rows
+    attention.k_proj.bias[group * HEAD :][still] = -gain * (rows @ tokens.features.mean(0))
     for head in heads:
-        attention.q_proj.weight[head * HEAD : (head + 1) * HEAD] *= 0.2
-        attention.q_proj.weight[head * HEAD : (head + 1) * HEAD][still] = gain * basis
-
-
-def _bring(attention: torch.nn.Module, head: int, group: int, read: Tensor, write: Tensor, features: Tensor) -> None:
-    """Let a head add what its tokens show along ``read`` (R, D), less the mean, along ``write`` (R, D)."""
-    rows = slice(group * HEAD, group * HEAD + len(read))
-    attention.v_proj.weight[rows] = read
-    attention.v_proj.bias[rows] = -read @ features.mean(0)
-    attention.o_proj.weight[:, head * HEAD : head * HEAD + len(read)] = _BROUGHT * write.T
+        attention.q_proj.weight[head * HEAD :][still] = HEAD**0.5 * torch.linalg.pinv(words.T)
