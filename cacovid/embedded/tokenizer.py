@@ -22,7 +22,7 @@ SPECIAL: Final = (PAD, UNKNOWN, IMAGE, VIDEO, TURN_START, TURN_END)
 WORDS: Final = ("user", "assistant", *LETTERS, "what", "color", "shape", "is", "the", "object", *SHAPES, *COLOUR_NAMES)
 MORE_WORDS: Final = (  # of the second world
     *("which", "appears", "first", "how", "many", "objects", "are", "there", "where", "did", "go", "does", "sign"),
-    *("say", "hours", "from", "to", "left", "right", "up", "down", *"1234567", *SYLLABLES),
+    *("say", "hours", "from", "to", "left", "right", "up", "down", *"1234567", *SYLLABLES, "and", "it"),
 )
 VOCABULARY: Final = {word: index for index, word in enumerate((*SPECIAL, *WORDS))}
 SECOND_VOCABULARY: Final = {word: index for index, word in enumerate((*SPECIAL, *WORDS, *MORE_WORDS))}

@@ -13,18 +13,17 @@ from cacovid.embedded.glyphs import COLOUR_NAMES, SHAPES, SYLLABLES
 from cacovid.embedded.questions import LETTERS
 from cacovid.embedded.second.corpus import MOVED_PIECES, PIECES, SIGN_PIECES, SceneCache
 from cacovid.embedded.second.questions import OPTIONS, Kind
-from cacovid.embedded.second.scenes import DIRECTIONS, FIRST_MOVED, GLIMPSED, HOURS, MOVED, SIGN
+from cacovid.embedded.second.scenes import DIRECTIONS, FIRST_MOVED, GLIMPSED, HOURS, MOVED
 from cacovid.embedded.tokenizer import SECOND_VOCABULARY as VOCABULARY
 from cacovid.embedded.tokenizer import TURN_END, TURN_START
 
 _TEMPLATES: Final[dict[Kind, str]] = {
     "order": "which object appears first A _ B _ C _",
     "count": "how many _ objects are there",
-    "where": "where did the _ go",
+    "where": "what color is the _ and where did it go",
     "sign": "what does the sign say",
     "hours": "how many hours from the _ to the _",
 }
-ANSWERS: Final[dict[Kind, int]] = {"order": 1, "count": 1, "where": 1, "sign": SIGN, "hours": 1}  # words
 ASKED: Final[tuple[Kind, ...]] = ("order", "order", "count", "where", "where", "sign", "hours", "hours")
 _GUARANTEED = 50.0  # added to a Gumbel key
 _OBJECT_BIAS = 1.0
@@ -119,10 +118,10 @@ def _ask(cache: SceneCache, scenes: Tensor, kind: Kind, number: int, draw: torch
     if kind == "where":
         moved = torch.full((batch, 1), number % MOVED)
         went = cache.directions[scenes].gather(1, moved)
-        needed = _marked(torch.cat([FIRST_MOVED + moved, MOVED_PIECES + moved], dim=1))
-        return Asked(
-            kind, SHAPE_IDS[cache.shapes[scenes].gather(1, FIRST_MOVED + moved)], _DIRECTION_IDS[went], went, needed
-        )
+        color = cache.colours[scenes].gather(1, FIRST_MOVED + moved)
+        named = SHAPE_IDS[cache.shapes[scenes].gather(1, FIRST_MOVED + moved)]
+        answer = torch.cat([COLOUR_IDS[color], _DIRECTION_IDS[went]], dim=1)
+        return Asked(kind, named, answer, went, _marked(torch.cat([FIRST_MOVED + moved, MOVED_PIECES + moved], dim=1)))
     chosen = torch.rand(batch, GLIMPSED, generator=draw).argsort(1)[:, : OPTIONS if kind == "order" else 2]
     hours = cache.hours[scenes].gather(1, chosen)
     if kind == "hours":

@@ -5,7 +5,7 @@ tower's class means, it is there from the first step and training only has to re
 
 | head | a word finds | and brings back |
 | --- | --- | --- |
-| 0 | tokens of its shape, early ones before late ones | hour, row, column |
+| 0 | tokens of its shape, early ones before late ones | hour, row, column, colour |
 | 1 | the same, late ones before early ones | the same, in directions of their own |
 | 2 | tokens of its colour | shape, syllable |
 | 3 | nothing yet | |
@@ -97,7 +97,7 @@ def start_with_lookup(model: LlavaOnevisionForConditionalGeneration, cache: Scen
     for head, sign in ((0, -1), (1, 1)):
         attention.q_proj.weight[head * HEAD + early_at] = 0
         attention.q_proj.bias[head * HEAD + early_at] = sign * _EARLINESS * HEAD**0.5
-    places = torch.cat([tokens.discriminants(name) for name in ("hour", "row", "column")])
+    places = torch.cat([tokens.discriminants(name) for name in ("hour", "row", "column", "colour")])
     shapes = torch.cat([tokens.discriminants(name) for name in ("shape", "syllable")])
     apart = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=draw))[0]
     for head, group, read in ((0, 0, places), (1, 0, places), (2, 1, shapes)):

@@ -50,9 +50,11 @@ def count(scene: Scene) -> SceneQuestion:
 
 
 def where(scene: Scene, moved: int) -> SceneQuestion:
-    """In which direction an object went."""
+    """Which colour an object has and in which direction it went: two words, since ROUGE-2 gives one word 2/3 at most."""
     direction = DIRECTIONS[scene.directions[moved - FIRST_MOVED]]
-    return SceneQuestion("where", f"where did the {_shape(scene, moved)} go?", direction, scene.halves(moved))
+    color = glyphs.COLOUR_NAMES[scene.objects[moved].colour]
+    text = f"what color is the {_shape(scene, moved)} and where did it go?"
+    return SceneQuestion("where", text, f"{color} {direction}", scene.halves(moved))
 
 
 def sign(scene: Scene) -> SceneQuestion:

@@ -84,16 +84,17 @@ def test_where_it_went_follows_from_its_two_places():
     for scene in SCENES:
         question = asked(scene)["where"]
         before, after = question.pieces
-        assert (*before, *after) == tokens_of(scene, shape=question.text.split()[3])
+        color, direction = question.answer.split()
+        assert {*before, *after} == {*before, *after} & {*tokens_of(scene, color=color)}
+        assert (*before, *after) == tokens_of(scene, shape=question.text.split()[4])
         assert before[-1] // CELLS < FRAMES // 2 <= after[0] // CELLS
         (start,), (end,) = ({token % CELLS for token in piece} for piece in question.pieces)
         down, right = end // 6 - start // 6, end % 6 - start % 6
         assert 0 in (down, right)
         assert abs(down + right) >= 2
-        assert question.answer == (
-            {-1: "up", 1: "down"}[np.sign(down)] if down else {-1: "left", 1: "right"}[np.sign(right)]
-        )
-        answers.add(question.answer)
+        vertical = {-1: "up", 1: "down"}[np.sign(down)] if down else None
+        assert direction == (vertical or {-1: "left", 1: "right"}[np.sign(right)])
+        answers.add(direction)
     assert answers == {"left", "right", "up", "down"}
 
 
