@@ -50,7 +50,7 @@ def count(scene: Scene) -> SceneQuestion:
 
 
 def where(scene: Scene, moved: int) -> SceneQuestion:
-    """Which colour an object has and in which direction it went: two words, since ROUGE-2 gives one word 2/3 at most."""
+    """Which colour an object has and in which direction it went: ROUGE-2 gives an answer of one word 2/3 at most."""
     direction = DIRECTIONS[scene.directions[moved - FIRST_MOVED]]
     color = glyphs.COLOUR_NAMES[scene.objects[moved].colour]
     text = f"what color is the {_shape(scene, moved)} and where did it go?"
