@@ -71,6 +71,7 @@ class SceneLosses(nn.Module):
             end = torch.full_like(asked.answer[:, :1], SECOND_VOCABULARY[TURN_END])
             loss = _weighted(logits, asked.answer, weight)
             loss = loss + self.stage.early_weight * _weighted(head(norm(third[:, answers - 1])), asked.answer, weight)
+            loss = loss * asked.answer.shape[1]  # a sum over the words
             loss = loss + self.stage.end_weight * _weighted(head(last[:, answers[-1:]]), end, weight)
             if len(blanks):
                 step_logits = self.steps[asked.kind](norm(second[:, blanks]))
