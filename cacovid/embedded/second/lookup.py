@@ -14,18 +14,18 @@ Shape legend: M video tokens, D width.
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from cacovid.embedded.clips import CELLS
 from cacovid.embedded.model import WIDTH
 from cacovid.embedded.rendering import SIDE
 from cacovid.embedded.second.batches import COLOUR_IDS, SHAPE_IDS
-from cacovid.embedded.second.corpus import MOVED, OBJECTS, SIGN_PIECES, SceneCache
-from cacovid.embedded.second.scenes import HOUR, HOURS
+from cacovid.embedded.second.corpus import SIGN_PIECES, SceneCache
+from cacovid.embedded.second.scenes import HOUR, HOURS, MOVED, OBJECTS
 from cacovid.seeding import generator
 
 HEAD: Final = WIDTH // 4
@@ -66,7 +66,8 @@ class _Tokens:
         ridge = _RIDGE * covariance.diagonal().mean() * torch.eye(WIDTH)
         means = self.means(name)
         rows = torch.linalg.solve(covariance + ridge, means.T).T
-        return rows / (means @ rows.T).std()
+        scaled: Tensor = rows / (means @ rows.T).std()
+        return scaled
 
 
 @torch.no_grad()
@@ -130,7 +131,7 @@ def _sample(cache: SceneCache, draw: torch.Generator) -> _Tokens:
 
 
 def _match(
-    attention: nn.Module,
+    attention: Any,  # a Qwen2Attention
     group: int,
     heads: tuple[int, ...],
     words: Tensor,

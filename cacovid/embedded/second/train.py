@@ -64,7 +64,8 @@ class SceneLosses(nn.Module):
         """
         second, third, last = layers
         norm, head = model.model.language_model.norm, model.lm_head
-        total, sums = last.new_zeros(()), {}
+        sums: dict[str, list[float]] = {}
+        total = last.new_zeros(())
         for asked, blanks, answers in zip(batch.asked, batch.blanks, batch.answers, strict=True):
             weight = (shown | ~asked.pieces).all(1).float()
             logits = head(last[:, answers - 1])
