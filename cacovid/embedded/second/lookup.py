@@ -131,7 +131,7 @@ def _sample(cache: SceneCache, draw: torch.Generator) -> _Tokens:
 
 
 def _match(
-    attention: Any,  # a Qwen2Attention
+    attention: Any,  # noqa: ANN401 - a Qwen2Attention, whose module has no types
     group: int,
     heads: tuple[int, ...],
     words: Tensor,
