@@ -24,7 +24,7 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The frozen Video-LLM and how it reads a clip."""
 
-    path: str = Field("embedded", description="'embedded', a local directory or a hub id")
+    path: str = Field("embedded", description="'embedded', 'embedded-2', a local directory or a hub id")
     revision: str | None = Field(None, description="hub revision to pin; None takes the default branch")
     num_frames: Frames = Field(8, description="frames sampled evenly from each video")
     positions: Positions = Field(
@@ -53,8 +53,12 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """The video questions."""
 
-    train: str = Field("embedded", description="Parquet table of questions, or 'embedded' to draw our own clips")
-    train_clips: Positive = Field(1_000, description="clips to draw when train = 'embedded' (2 questions each)")
+    train: str = Field(
+        "embedded", description="Parquet table of questions, or 'embedded' or 'embedded-2' to draw our own clips"
+    )
+    train_clips: Positive = Field(
+        1_000, description="clips to draw of 'embedded' (2 questions each) or 'embedded-2' (5)"
+    )
     clip_seed: Count = Field(0, description="first clip seed of the embedded training clips")
     instruction: str = Field("", description="line appended to every multiple-choice prompt")
     max_skipped: Annotated[float, Field(ge=0, le=1)] = Field(

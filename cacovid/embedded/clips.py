@@ -11,38 +11,27 @@ import numpy as np
 import numpy.typing as npt
 
 from cacovid.embedded import glyphs
+from cacovid.embedded.rendering import CELLS as CELLS
+from cacovid.embedded.rendering import FILLED as FILLED
+from cacovid.embedded.rendering import PIXELS as PIXELS
+from cacovid.embedded.rendering import SEEN as SEEN
+from cacovid.embedded.rendering import SIDE as SIDE
+from cacovid.embedded.rendering import UNSEEN as UNSEEN
+from cacovid.embedded.rendering import Clutter as Clutter
+from cacovid.embedded.rendering import render
 from cacovid.records import TokenGrid
 from cacovid.seeding import derive_seed
 
 FRAMES: Final = 8
-SIDE: Final = 6
-CELLS: Final = SIDE * SIDE
-PIXELS: Final = SIDE * glyphs.CELL
 GRID: Final = TokenGrid(FRAMES, SIDE, SIDE)
 OBJECTS: Final = 8
 NEEDLES: Final = 3
-FILLED: Final = CELLS // 2  # occupied cells of each frame
 
 _LIFETIMES = ((FRAMES, FRAMES),) * 3 + ((3, 5),) * 2 + ((1, 2),) * NEEDLES  # frames visible, inclusive
 _MOVE = 0.3  # probability of a move to a neighbouring cell, per frame
 _CLUTTER_LIFETIME = 4
-_COLOUR_NOISE = 12
-_SHADE = 0.4  # a clutter tile's second tone, as a share of its first
 
 Integers = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Clutter:
-    """What fills the cells beside the objects."""
-
-    glyph_seed: int = glyphs.GLYPH_SEED  # seed of the 32 patterns
-    colours: tuple[tuple[int, int, int], ...] = glyphs.CLUTTER_COLOURS  # ten
-    filled: int = FILLED  # occupied cells of each frame, objects included
-
-
-SEEN: Final = Clutter()  # by the model and by policies trained on the embedded clips
-UNSEEN: Final = Clutter(glyphs.UNSEEN_GLYPH_SEED, glyphs.UNSEEN_COLOURS, CELLS * 2 // 3)
 
 
 @dataclass(frozen=True)
@@ -93,7 +82,7 @@ def draw_clip(seed: int, frames: int = FRAMES, clutter: Clutter = SEEN) -> Clip:
     taken = np.zeros((frames, CELLS), dtype=bool)
     shapes = random.permutation(len(glyphs.SHAPES))[:OBJECTS]
     colours = random.permutation(len(glyphs.COLOUR_NAMES))[:OBJECTS]
-    tracks = [_object_track(random, taken, lifetime) for lifetime in _LIFETIMES]
+    tracks = [object_track(random, taken, lifetime) for lifetime in _LIFETIMES]
     objects = tuple(
         SceneObject(int(shape), int(colour), tuple(track))
         for shape, colour, track in zip(shapes, colours, tracks, strict=True)
@@ -105,7 +94,7 @@ def draw_clip(seed: int, frames: int = FRAMES, clutter: Clutter = SEEN) -> Clip:
         kind.flat[tokens] = scene_object.shape
         tone.flat[tokens] = scene_object.colour
     _add_clutter(random, taken, kind, tone, clutter.filled)
-    return Clip(seed, _draw(random, kind, tone, clutter), objects, kind, tone)
+    return Clip(seed, render(random, kind, tone, glyphs.NO_KIND, clutter=clutter), objects, kind, tone)
 
 
 @cache
@@ -131,8 +120,8 @@ def _step(random: np.random.Generator, taken: npt.NDArray[np.bool_], cell: int) 
     return cell if stay else None
 
 
-def _object_track(random: np.random.Generator, taken: npt.NDArray[np.bool_], lifetime: tuple[int, int]) -> list[int]:
-    """Cells of a new object in all frames (-1: not visible); marks them as taken."""
+def object_track(random: np.random.Generator, taken: npt.NDArray[np.bool_], lifetime: tuple[int, int]) -> list[int]:
+    """Cells of a new object in all frames (-1: not visible); marks them in ``taken`` (T, S)."""
     length = int(random.integers(lifetime[0], lifetime[1] + 1))
     start = int(random.integers(0, len(taken) - length + 1))
     track = [-1] * len(taken)
@@ -166,33 +155,3 @@ def _add_clutter(
                 taken[frame, cell] = True
                 kind[frame, cell], tone[frame, cell] = label, shade
                 room[frame] -= 1
-
-
-@cache
-def _assets(clutter: Clutter) -> tuple[glyphs.Mask, npt.NDArray[np.float32]]:
-    """All masks on full cells (41, 16, 16), sprites at the top left, and all colours (19, 3)."""
-    masks = np.zeros((glyphs.NO_KIND, glyphs.CELL, glyphs.CELL), dtype=np.float32)
-    masks[: len(glyphs.SHAPES), : glyphs.SPRITE, : glyphs.SPRITE] = glyphs.sprite_masks()
-    masks[len(glyphs.SHAPES) :] = glyphs.clutter_masks(clutter.glyph_seed)
-    return masks, np.array([*glyphs.COLOURS.values(), *clutter.colours], dtype=np.float32)
-
-
-def _draw(random: np.random.Generator, kind: Integers, tone: Integers, clutter: Clutter) -> npt.NDArray[np.uint8]:
-    """Pixels (T, 96, 96, 3) of the cells' classes."""
-    masks, palette = _assets(clutter)
-    frame, cell = np.nonzero(kind != glyphs.NO_KIND)
-    kinds, tones = kind[frame, cell], tone[frame, cell]
-    is_object = kinds < len(glyphs.SHAPES)
-    noise = random.integers(-_COLOUR_NOISE, _COLOUR_NOISE + 1, size=(len(kinds), 3))
-    first = palette[tones] + noise
-    second = np.where(is_object[:, None], np.array(glyphs.BACKGROUND, dtype=np.float32), first * _SHADE)
-    shift = np.where(is_object[:, None], random.integers(0, glyphs.CELL - glyphs.SPRITE + 1, size=(len(kinds), 2)), 0)
-    axis = np.arange(glyphs.CELL)
-    # Sprites have an empty margin on the right and below, so that rolling them is the jitter.
-    rows, columns = (axis - shift[:, :1]) % glyphs.CELL, (axis - shift[:, 1:]) % glyphs.CELL
-    cover = masks[kinds[:, None, None], rows[:, :, None], columns[:, None, :]][..., None]
-    tiles = cover * first[:, None, None] + (1 - cover) * second[:, None, None]
-    canvas = np.empty((len(kind), SIDE, glyphs.CELL, SIDE, glyphs.CELL, 3), dtype=np.uint8)
-    canvas[:] = glyphs.BACKGROUND
-    canvas[frame, cell // SIDE, :, cell % SIDE] = np.clip(np.rint(tiles), 0, 255).astype(np.uint8)
-    return canvas.reshape(len(kind), PIXELS, PIXELS, 3)

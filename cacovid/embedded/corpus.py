@@ -25,6 +25,11 @@ class Corpus:
     owners: Tensor  # (C, N) int64, object shown by each token or -1
     objects: Tensor  # (C, 8, 2) int64, shape and colour of each object
 
+    @property
+    def hours(self) -> Tensor:
+        """(C, T) int64: the light tells none."""
+        return torch.zeros(self.kinds.shape[:2], dtype=torch.int64)
+
     def __len__(self) -> int:
         return len(self.frames)
 

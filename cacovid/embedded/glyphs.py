@@ -1,7 +1,8 @@
-"""What can lie in a cell: 9 object shapes, 32 clutter glyphs, and their disjoint colours.
+"""What can lie in a cell: 9 object shapes, 32 clutter glyphs, 12 syllables, and their disjoint colours.
 
 Classes of a cell's kind: 0-8 object shapes, 9-40 clutter glyphs, 41 nothing; of its colour: 0-8
-object colours, 9-18 clutter colours, 19 nothing.
+object colours, 9-18 clutter colours, 19 nothing. The second world has syllables as well: kinds 41-52 and
+colour 19, with nothing behind them.
 """
 
 from typing import Final
@@ -39,6 +40,8 @@ CLUTTER_COLOURS: Final = (
     (180, 150, 115),
     (135, 135, 135),
 )
+SYLLABLES: Final = ("ba", "do", "fe", "gu", "ki", "lo", "mu", "ni", "pa", "ra", "so", "tu")
+SYLLABLE_COLOUR: Final = (190, 255, 140)
 GLYPHS: Final = 32
 NO_KIND: Final = len(SHAPES) + GLYPHS
 NO_COLOUR: Final = len(COLOURS) + len(CLUTTER_COLOURS)
@@ -87,9 +90,18 @@ def sprite_masks() -> Mask:
 
 def clutter_masks(seed: int = GLYPH_SEED) -> Mask:
     """The fixed clutter glyphs, (32, 16, 16) of 0 or 1: distinct random 4x4 patterns of 5 to 11 set bits."""
+    return _tile_masks(GLYPHS, seed)
+
+
+def syllable_masks() -> Mask:
+    """The fixed tiles that read as ``SYLLABLES``, (12, 16, 16): patterns as the clutter's, and none of them."""
+    return _tile_masks(GLYPHS + len(SYLLABLES), GLYPH_SEED)[GLYPHS:]
+
+
+def _tile_masks(count: int, seed: int) -> Mask:
     random = np.random.default_rng(seed)
     chosen: dict[bytes, npt.NDArray[np.bool_]] = {}
-    while len(chosen) < GLYPHS:
+    while len(chosen) < count:
         pattern = random.random((4, 4)) < 0.5
         if 5 <= pattern.sum() <= 11:
             chosen.setdefault(pattern.tobytes(), pattern)

@@ -8,11 +8,11 @@ from cacovid.config import TrainConfig
 from cacovid.data.skipped import SkippedItems
 from cacovid.data.stored import StoredQuestions
 from cacovid.data.table import read_questions, stream_questions
-from cacovid.embedded.dataset import TABLE, write_dataset
+from cacovid.embedded.dataset import SOURCE as EMBEDDED
+from cacovid.embedded.dataset import TABLE, WORLDS, write_dataset
 from cacovid.embedded.splits import split_seeds
 from cacovid.records import VideoQuestion
 
-EMBEDDED = "embedded"
 EVALUATION_CLIPS = 250  # embedded ones, unless told
 
 
@@ -26,10 +26,10 @@ def training_items(config: TrainConfig, folder: Path, skipped: SkippedItems) -> 
     Raises:
         UserError: The table is missing or malformed, or too many of its rows are.
     """
-    if config.data.train != EMBEDDED:
+    if config.data.train not in WORLDS:
         return StoredQuestions(stream_questions(config.data.train, skipped=skipped), folder)
-    clips = folder / f"clips-{config.data.clip_seed}-{config.data.train_clips}"
-    return _drawn(clips, split_seeds("train", config.data.train_clips, config.data.clip_seed), skipped)
+    seeds = split_seeds("train", config.data.train_clips, config.data.clip_seed)
+    return _drawn(folder, config.data.train, f"{config.data.clip_seed}-{config.data.train_clips}", seeds, skipped)
 
 
 def evaluation_items(
@@ -44,15 +44,16 @@ def evaluation_items(
     Raises:
         UserError: As :func:`training_items`, or an unknown split.
     """
-    if data != EMBEDDED:
+    if data not in WORLDS:
         return first_clips(read_questions(data, skipped=skipped), clips)
     count = clips or EVALUATION_CLIPS
-    return _drawn(folder / f"clips-{split}-{count}", split_seeds(split, count), skipped)
+    return _drawn(folder, data, f"{split}-{count}", split_seeds(split, count), skipped)
 
 
-def _drawn(folder: Path, seeds: range, skipped: SkippedItems) -> list[VideoQuestion]:
+def _drawn(parent: Path, world: str, name: str, seeds: range, skipped: SkippedItems) -> list[VideoQuestion]:
+    folder = parent / f"{'' if world == EMBEDDED else f'{world}-'}clips-{name}"
     if not (folder / TABLE).exists():
-        write_dataset(folder, seeds, workers=len(os.sched_getaffinity(0)))
+        write_dataset(folder, seeds, world=world, workers=len(os.sched_getaffinity(0)))
     return read_questions(folder / TABLE, skipped=skipped)
 
 

@@ -10,13 +10,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from cacovid.embedded.clips import GRID
 from cacovid.embedded.glyphs import COLOUR_NAMES, SHAPES
 from cacovid.embedded.questions import LETTERS
 from cacovid.embedded.tokenizer import TURN_END, TURN_START, VOCABULARY
 
-PREFIX: Final = tuple(VOCABULARY[token] for token in (TURN_START, "user"))
-NEWLINE_POSITION: Final = len(PREFIX) + GRID.tokens
 _BLOCK: Final = (
     *("what", "color", "is", "the", "color", "object", "A", "color", "B", "color", "C", "color", "D", "color"),
     *(TURN_END, TURN_START, "assistant", "A"),
@@ -108,25 +105,3 @@ def sample_questions(objects: Tensor, asking: Tensor, count: int, draw: torch.Ge
     ids[..., list(OPTION_WORDS)] = WORDS[about[..., None], option_classes]
     ids[..., LETTER] = _LETTER_WORDS[correct]
     return QuestionBatch(ids, answer_word, correct, (asking.gather(1, asked) > 0).float())
-
-
-def packed_positions(kept: Tensor, questions: int) -> Tensor:
-    """(B, L) position ids: retained tokens keep their place in the full prompt, all questions begin after it."""
-    batch = len(kept)
-    block = NEWLINE_POSITION + 1 + torch.arange(BLOCK)
-    parts = [
-        torch.arange(len(PREFIX)).expand(batch, -1),
-        len(PREFIX) + kept,
-        torch.full((batch, 1), NEWLINE_POSITION),
-        block.repeat(questions).expand(batch, -1),
-    ]
-    return torch.cat(parts, dim=1)
-
-
-def packed_mask(retained: int, questions: int) -> Tensor:
-    """(1, 1, L, L) bool: a question sees the prefix and itself, causally, and no other question."""
-    prefix = len(PREFIX) + retained + 1
-    block = torch.cat([torch.full((prefix,), -1), torch.arange(questions).repeat_interleave(BLOCK)])
-    columns = torch.arange(len(block))
-    seen = (block[None, :] == -1) | (block[None, :] == block[:, None])
-    return (seen & (columns[None, :] <= columns[:, None]))[None, None]

@@ -37,8 +37,8 @@ TOWER_WIDTH: Final = 64
 _INITIAL_STD = 0.05  # wider than Qwen2's 0.02, which suits layers of thousands, not 128
 
 
-def model_config() -> LlavaOnevisionConfig:
-    """The architecture."""
+def model_config(words: int = len(VOCABULARY), rope_theta: float = 1e4) -> LlavaOnevisionConfig:
+    """The architecture; the second world has more words and slower rotary positions."""
     vision = SiglipVisionConfig(
         hidden_size=TOWER_WIDTH,
         intermediate_size=2 * TOWER_WIDTH,
@@ -49,7 +49,7 @@ def model_config() -> LlavaOnevisionConfig:
         vision_use_head=False,
     )
     text = Qwen2Config(
-        vocab_size=len(VOCABULARY),
+        vocab_size=words,
         hidden_size=WIDTH,
         intermediate_size=2 * WIDTH,
         num_hidden_layers=4,
@@ -57,6 +57,7 @@ def model_config() -> LlavaOnevisionConfig:
         num_key_value_heads=2,
         max_position_embeddings=4096,
         initializer_range=_INITIAL_STD,
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=VOCABULARY[TURN_END],
@@ -74,25 +75,29 @@ def model_config() -> LlavaOnevisionConfig:
     )
 
 
-def new_model(seed: int) -> LlavaOnevisionForConditionalGeneration:
+def new_model(
+    seed: int, words: int = len(VOCABULARY), rope_theta: float = 1e4
+) -> LlavaOnevisionForConditionalGeneration:
     """An untrained model; its initial weights depend on ``seed`` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("embedded model", seed))
-        model = LlavaOnevisionForConditionalGeneration(model_config())
+        model = LlavaOnevisionForConditionalGeneration(model_config(words, rope_theta))
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=VOCABULARY[TURN_END], pad_token_id=VOCABULARY[PAD], max_new_tokens=8
     )
     return model.float()
 
 
-def save_model(model: LlavaOnevisionForConditionalGeneration, folder: Path) -> None:
+def save_model(
+    model: LlavaOnevisionForConditionalGeneration, folder: Path, vocabulary: dict[str, int] = VOCABULARY
+) -> None:
     """Write weights, configuration, tokenizer, processor and chat template in Hugging Face's layout."""
     folder.mkdir(parents=True, exist_ok=True)
     square = {"height": PIXELS, "width": PIXELS}
     levels = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     processor = LlavaOnevisionProcessor(
         image_processor=LlavaOnevisionImageProcessor(size=square, image_grid_pinpoints=[[PIXELS, PIXELS]], **levels),
-        tokenizer=build_tokenizer(),
+        tokenizer=build_tokenizer(vocabulary),
         video_processor=LlavaOnevisionVideoProcessor(size=square, do_sample_frames=False, **levels),
         num_image_tokens=(PIXELS // PATCH) ** 2,
         vision_feature_select_strategy="full",

@@ -9,7 +9,7 @@ from typing import Final
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from cacovid.embedded.glyphs import COLOUR_NAMES, SHAPES
+from cacovid.embedded.glyphs import COLOUR_NAMES, SHAPES, SYLLABLES
 from cacovid.embedded.questions import LETTERS
 
 PAD: Final = "<pad>"
@@ -20,7 +20,12 @@ TURN_START: Final = "<|im_start|>"
 TURN_END: Final = "<|im_end|>"
 SPECIAL: Final = (PAD, UNKNOWN, IMAGE, VIDEO, TURN_START, TURN_END)
 WORDS: Final = ("user", "assistant", *LETTERS, "what", "color", "shape", "is", "the", "object", *SHAPES, *COLOUR_NAMES)
+MORE_WORDS: Final = (  # of the second world
+    *("which", "appears", "first", "how", "many", "objects", "are", "there", "where", "did", "go", "does", "sign"),
+    *("say", "hours", "from", "to", "left", "right", "up", "down", *"1234567", *SYLLABLES, "and", "it"),
+)
 VOCABULARY: Final = {word: index for index, word in enumerate((*SPECIAL, *WORDS))}
+SECOND_VOCABULARY: Final = {word: index for index, word in enumerate((*SPECIAL, *WORDS, *MORE_WORDS))}
 
 CHAT_TEMPLATE: Final = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }} "
@@ -35,7 +40,7 @@ CHAT_TEMPLATE: Final = (
 _PRIVATE_USE = 0xE000  # stands for a letter while all else is made lower case
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(vocabulary: dict[str, int] = VOCABULARY) -> PreTrainedTokenizerFast:
     """The tokenizer with its chat template; it pads on the left, for generation."""
     stand_ins = {letter: chr(_PRIVATE_USE + index) for index, letter in enumerate(LETTERS)}
     steps: list[normalizers.Normalizer] = [
@@ -45,7 +50,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         normalizers.Replace(Regex(rf"[^\p{{L}}\p{{N}}{''.join(stand_ins.values())}]+"), " "),
         *(normalizers.Replace(stand_in, letter) for letter, stand_in in stand_ins.items()),
     ]
-    tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token=UNKNOWN))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence(steps)
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(

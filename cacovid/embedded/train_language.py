@@ -13,9 +13,11 @@ from torch.nn.functional import cross_entropy
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from cacovid.embedded import language_batch as batches
+from cacovid.embedded.clips import GRID
 from cacovid.embedded.corpus import Corpus
-from cacovid.embedded.language_batch import BLOCK, LAST, LETTER, NAMED, OPTION_WORDS, PREFIX, QuestionBatch
+from cacovid.embedded.language_batch import BLOCK, LAST, LETTER, NAMED, OPTION_WORDS, QuestionBatch
 from cacovid.embedded.model import WIDTH
+from cacovid.embedded.packed import read_packed
 from cacovid.embedded.progress import Progress, silent
 from cacovid.embedded.questions import LETTERS
 from cacovid.embedded.schedule import flat_cosine
@@ -140,24 +142,10 @@ def read_layers(
     Returns:
         Outputs of layers 2, 3 and 4 on the questions, each (B, Q, 18, D); the last one is normalised.
     """
-    batch, questions = ids.shape[:2]
-    embed = model.get_input_embeddings()
-    parts = [
-        embed(torch.tensor(PREFIX)).expand(batch, -1, -1),
-        features,
-        model.model.image_newline.expand(batch, 1, -1),
-        embed(ids).flatten(1, 2),
-    ]
-    outputs = model.model.language_model(
-        inputs_embeds=torch.cat(parts, dim=1),
-        attention_mask=batches.packed_mask(kept.shape[1], questions),
-        position_ids=batches.packed_positions(kept, questions),
-        output_hidden_states=True,
-        use_cache=False,
-    )
-    return tuple(
-        outputs.hidden_states[layer][:, -questions * BLOCK :].unflatten(1, (questions, BLOCK)) for layer in (2, 3, 4)
-    )
+    questions = ids.shape[1]
+    lengths = [BLOCK] * questions
+    layers = read_packed(model, features, kept, ids.flatten(1, 2), lengths, GRID.tokens)
+    return tuple(layer.unflatten(1, (questions, BLOCK)) for layer in layers)
 
 
 def train_language(

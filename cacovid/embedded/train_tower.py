@@ -5,6 +5,7 @@ make the language model's task one of looking up rather than of seeing.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,6 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 from cacovid.embedded import glyphs
 from cacovid.embedded.clips import CELLS, SIDE
-from cacovid.embedded.corpus import Corpus
 from cacovid.embedded.model import WIDTH, pixels
 from cacovid.embedded.progress import Progress, silent
 from cacovid.embedded.schedule import flat_cosine
@@ -22,6 +22,7 @@ from cacovid.seeding import derive_seed, generator
 _OBJECT_WEIGHT = 2.0
 _NOTHING_WEIGHT = 0.15
 _PLACE_WEIGHT = 0.2
+_HOUR_WEIGHT = 0.5
 _REPORT_EVERY = 20
 
 
@@ -36,32 +37,71 @@ class TowerTraining:
     flat: float = 0.4  # share of the steps before the cosine
 
 
-class CellHeads(nn.Module):
-    """Kind, colour, row and column of a token, from its feature (..., D)."""
+class Cells(Protocol):
+    """Clips whose cells are known."""
 
-    def __init__(self) -> None:
+    @property
+    def frames(self) -> Tensor:
+        """(C, T, 96, 96, 3) uint8."""
+        ...
+
+    @property
+    def kinds(self) -> Tensor:
+        """(C, T, S) int64."""
+        ...
+
+    @property
+    def colours(self) -> Tensor:
+        """(C, T, S) int64."""
+        ...
+
+    @property
+    def hours(self) -> Tensor:
+        """(C, T) int64, zeros where the light tells none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Classes:
+    """How many a world's cells have."""
+
+    kinds: int = glyphs.KINDS
+    colours: int = glyphs.COLOUR_CLASSES
+    hours: int = 1
+
+
+class CellHeads(nn.Module):
+    """Kind, colour, row, column and hour of a token, from its feature (..., D)."""
+
+    def __init__(self, classes: Classes) -> None:
         super().__init__()
-        self.kind = nn.Linear(WIDTH, glyphs.KINDS)
-        self.colour = nn.Linear(WIDTH, glyphs.COLOUR_CLASSES)
+        self.kind = nn.Linear(WIDTH, classes.kinds)
+        self.colour = nn.Linear(WIDTH, classes.colours)
         self.row = nn.Linear(WIDTH, SIDE)
         self.column = nn.Linear(WIDTH, SIDE)
-        self.register_buffer("kind_weights", _class_weights(len(glyphs.SHAPES), glyphs.KINDS))
-        self.register_buffer("colour_weights", _class_weights(len(glyphs.COLOURS), glyphs.COLOUR_CLASSES))
+        self.hour = nn.Linear(WIDTH, classes.hours)
+        self.register_buffer("kind_weights", _class_weights(len(glyphs.SHAPES), classes.kinds))
+        self.register_buffer("colour_weights", _class_weights(len(glyphs.COLOURS), classes.colours))
 
-    def forward(self, features: Tensor, kinds: Tensor, colours: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Loss and the accuracies on objects, for features (F, S, D) and classes (F, S)."""
+    def forward(
+        self, features: Tensor, kinds: Tensor, colours: Tensor, hours: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Loss and the accuracies on objects, for features (F, S, D), classes (F, S) and hours (F,)."""
         kind_logits, colour_logits = self.kind(features).flatten(0, 1), self.colour(features).flatten(0, 1)
-        kinds, colours = kinds.flatten(), colours.flatten()
+        hour_logits = self.hour(features).flatten(0, 1)
+        kinds, colours, hours = kinds.flatten(), colours.flatten(), hours.repeat_interleave(CELLS)
         cell = torch.arange(CELLS).repeat(len(features))
         loss = cross_entropy(kind_logits, kinds, self.get_buffer("kind_weights"))
         loss = loss + cross_entropy(colour_logits, colours, self.get_buffer("colour_weights"))
         loss = loss + _PLACE_WEIGHT * cross_entropy(self.row(features).flatten(0, 1), cell // SIDE)
         loss = loss + _PLACE_WEIGHT * cross_entropy(self.column(features).flatten(0, 1), cell % SIDE)
+        loss = loss + _HOUR_WEIGHT * cross_entropy(hour_logits, hours)  # 0 where there is one class
         shown = kinds < len(glyphs.SHAPES)
         metrics = {
             "loss": float(loss.detach()),
             "shape": float((kind_logits.argmax(-1) == kinds)[shown].float().mean()),
             "color": float((colour_logits.argmax(-1) == colours)[shown].float().mean()),
+            "hour": float((hour_logits.argmax(-1) == hours)[shown].float().mean()),
         }
         return loss, metrics
 
@@ -81,21 +121,23 @@ def video_features(model: LlavaOnevisionForConditionalGeneration, frames: Tensor
 
 def train_tower(
     model: LlavaOnevisionForConditionalGeneration,
-    corpus: Corpus,
+    corpus: Cells,
     config: TowerTraining,
     seed: int,
     progress: Progress = silent,
+    classes: Classes | None = None,
 ) -> dict[str, float]:
     """Train tower and projector in place, rescale the features to unit deviation, return the last metrics."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("cell heads", seed))
-        heads = CellHeads()
+        heads = CellHeads(classes or Classes())
     draw = generator("tower batches", seed)
     parts: list[nn.Module] = [model.model.vision_tower, model.model.multi_modal_projector, heads]
     parameters = [parameter for part in parts for parameter in part.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, flat_cosine(config.steps, flat=config.flat))
-    frames, kinds, colours = (part.flatten(0, 1) for part in (corpus.frames, corpus.kinds, corpus.colours))
+    labels = (corpus.kinds, corpus.colours, corpus.hours)
+    frames, kinds, colours, hours = (part.flatten(0, 1) for part in (corpus.frames, *labels))
     order = torch.empty(0, dtype=torch.int64)
     metrics: dict[str, float] = {}
     for step in range(config.steps):
@@ -103,7 +145,7 @@ def train_tower(
             order = torch.randperm(len(frames), generator=draw)
         batch, order = order[: config.frames], order[config.frames :]
         features = video_features(model, frames[batch].unsqueeze(1)).unflatten(1, (-1, CELLS)).flatten(0, 1)
-        loss, metrics = heads(features, kinds[batch], colours[batch])
+        loss, metrics = heads(features, kinds[batch], colours[batch], hours[batch])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -133,16 +133,23 @@ def _load_model(
     return model
 
 
+_EMBEDDED = {"embedded": ("model", 1), "embedded-2": ("second/model", 2)}  # folder and world
+
+
 def resolve_path(path: str) -> str:
     """The folder of ``embedded``, a local folder, or the hub id as it is.
 
     Raises:
         UserError: ``path`` looks like a folder but is none, or the embedded model has not been built.
     """
-    if path == "embedded":
-        folder = Path(str(files("cacovid.embedded"))) / "model"
+    if path in _EMBEDDED:
+        place, world = _EMBEDDED[path]
+        folder = Path(str(files("cacovid"))) / "embedded" / place
         if not (folder / "config.json").is_file():
-            raise UserError("the embedded model is missing from the package: run `cacovid embedded build`")
+            raise UserError(
+                f"the model {path!r} is not in the package: build it with `cacovid embedded build --world {world} "
+                "--out DIR` and give DIR"
+            )
         return str(folder)
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
     folder = Path(path).expanduser()

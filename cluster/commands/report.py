@@ -88,13 +88,13 @@ def _items(data: str | None, folders: Sequence[Path], drawn: Path) -> "list[Vide
     """The questions of ``data``, else of the clips that an evaluation drew; none if there are none."""
     from cacovid.data.skipped import SkippedItems
     from cacovid.data.table import read_questions
-    from cacovid.embedded.dataset import TABLE
-    from cacovid.embedded.items import EMBEDDED, evaluation_items
+    from cacovid.embedded.dataset import TABLE, WORLDS
+    from cacovid.embedded.items import evaluation_items
     from cacovid.embedded.splits import SPLITS
 
     skipped = SkippedItems(None)
-    if data == EMBEDDED:
-        return evaluation_items(EMBEDDED, "development", DEVELOPMENT_CLIPS, drawn, skipped)
+    if data is not None and data in WORLDS:
+        return evaluation_items(data, "development", DEVELOPMENT_CLIPS, drawn, skipped)
     if data is not None:
         return read_questions(data, skipped=skipped)
     tables = [

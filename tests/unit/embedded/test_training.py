@@ -7,6 +7,7 @@ from cacovid.embedded.clips import GRID
 from cacovid.embedded.corpus import draw_corpus
 from cacovid.embedded.language_batch import LAST, sample_questions, sample_retention
 from cacovid.embedded.model import new_model, pixels
+from cacovid.embedded.packed import PREFIX
 from cacovid.embedded.schedule import flat_cosine
 from cacovid.embedded.splits import DEVELOPMENT
 from cacovid.embedded.tokenizer import VIDEO, VOCABULARY
@@ -21,7 +22,7 @@ from cacovid.embedded.train_tower import TowerTraining, train_tower, video_featu
 from cacovid.seeding import generator
 
 CORPUS = draw_corpus(DEVELOPMENT[:8])
-WITHOUT_VIDEO = torch.tensor([batches.PREFIX])
+WITHOUT_VIDEO = torch.tensor([PREFIX])
 
 
 def questions_about_everything(draw, count=3):
@@ -61,7 +62,7 @@ def test_dropped_tokens_leave_gaps_in_the_positions():
     # Slow reference: the whole prompt, dropped columns hidden by a mask.
     prompt = full_prompts(questions.ids[:, 0], GRID.tokens)
     visible = torch.ones_like(prompt, dtype=torch.bool)
-    start = len(batches.PREFIX)
+    start = len(PREFIX)
     visible[:, start : start + GRID.tokens] = torch.zeros(len(CORPUS), GRID.tokens, dtype=torch.bool).scatter(
         1, kept, True
     )

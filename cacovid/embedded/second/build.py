@@ -1,0 +1,122 @@
+"""Builds the second world's Video-LLM.
+
+world 1's tower learns the hours and the syllables -> features of all scenes -> the language model learns
+each kind of question, from few tokens to all -> save -> measure on held-out scenes what was saved
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Final
+
+from transformers import LlavaOnevisionForConditionalGeneration
+
+from cacovid.config import ModelConfig
+from cacovid.embedded.model import new_model, save_model
+from cacovid.embedded.progress import Progress, silent
+from cacovid.embedded.second.corpus import cache_scenes, scene_frames
+from cacovid.embedded.second.lookup import start_with_lookup
+from cacovid.embedded.second.measure import rewards
+from cacovid.embedded.second.scenes import FRAMES, HOURS, NO_COLOUR, NO_KIND
+from cacovid.embedded.second.train import Stage, train_stage
+from cacovid.embedded.splits import HELD_OUT, split_seeds
+from cacovid.embedded.tokenizer import SECOND_VOCABULARY
+from cacovid.embedded.train_tower import Classes, TowerTraining, train_tower
+from cacovid.errors import UserError
+from cacovid.models.loading import load_video_llm, resolve_path
+
+REPORT: Final = "build.json"
+CLASSES: Final = Classes(NO_KIND + 1, NO_COLOUR + 1, HOURS)
+_ROPE_THETA = 1e9  # world 1's 1e4 turns all but a few of a head's dimensions several times within 2,304 positions
+
+CURRICULUM: Final = (
+    Stage("dense", steps=900, scenes=16, fewest=0.015, most=0.05, sure=0.95),
+    Stage("longer", steps=300, scenes=8, fewest=0.03, most=0.4, sure=0.7, lr=1.5e-3, flat=0.2),
+    Stage("whole", steps=60, scenes=4, fewest=0.2, most=1.0, sure=0.9, everything=0.5, lr=5e-4, flat=0.0, warmup=5),
+)
+
+
+@dataclass(frozen=True)
+class SecondBuild:
+    """How much is drawn, trained and measured."""
+
+    tower_scenes: int = 80
+    tower: TowerTraining = field(default_factory=lambda: TowerTraining(steps=250))
+    scenes: int = 1_000
+    curriculum: tuple[Stage, ...] = CURRICULUM
+    held_out_scenes: int = 100  # five questions each
+
+
+@dataclass(frozen=True)
+class SecondReport:
+    """What came out; written beside the model as ``build.json``."""
+
+    seed: int
+    held_out_scenes: int
+    drawn: dict[str, float]  # mean reward with all tokens by kind of question, frames as drawn
+    decoded: dict[str, float]  # frames read back from H.264
+    seconds: dict[str, float]  # of each stage
+
+
+def build_second(
+    output: Path,
+    seed: int = 0,
+    config: SecondBuild | None = None,
+    *,
+    workers: int = 1,
+    progress: Progress = silent,
+) -> SecondReport:
+    """Train the model into ``output`` in Hugging Face's layout, and measure it on held-out scenes.
+
+    Args:
+        workers: processes that draw scenes.
+
+    Raises:
+        UserError: if ``output`` already holds a model.
+    """
+    config = config or SecondBuild()
+    if (output / "config.json").exists():
+        raise UserError(f"{output} already holds a model: choose another folder or delete it")
+    clock = _Clock()
+    model = first_model(seed)
+    frames = scene_frames(split_seeds("model", config.tower_scenes, _FIRST_SCENE), workers)
+    train_tower(model, frames, config.tower, seed, progress, CLASSES)
+    clock.lap("tower")
+    seeds = split_seeds("model", config.scenes, _FIRST_SCENE + config.tower_scenes)
+    cache = cache_scenes(model, seeds, workers)
+    clock.lap("features")
+    start_with_lookup(model, cache, seed)
+    for stage in config.curriculum:
+        train_stage(model, cache, stage, seed, progress)
+        clock.lap(stage.name)
+    save_model(model, output, SECOND_VOCABULARY)
+    video_llm = load_video_llm(ModelConfig(path=str(output), num_frames=FRAMES, max_new_tokens=8, device="cpu"))
+    held_out = HELD_OUT[: config.held_out_scenes]
+    drawn, decoded = (rewards(video_llm, held_out, decoded=decoded) for decoded in (False, True))
+    clock.lap("measure")
+    report = SecondReport(seed, len(held_out), drawn, decoded, clock.laps)
+    (output / REPORT).write_text(json.dumps(asdict(report), indent=2) + "\n")
+    return report
+
+
+_FIRST_SCENE = 500_000  # of the split that the tiny models are trained on
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._start = round(now - self._start, 1), now
+
+
+def first_model(seed: int) -> LlavaOnevisionForConditionalGeneration:
+    """World 1's tower before a new language model with more words and slower rotary positions."""
+    model = new_model(seed, len(SECOND_VOCABULARY), _ROPE_THETA)
+    first = LlavaOnevisionForConditionalGeneration.from_pretrained(resolve_path("embedded")).model
+    model.model.vision_tower.load_state_dict(first.vision_tower.state_dict())
+    model.model.multi_modal_projector.load_state_dict(first.multi_modal_projector.state_dict())
+    return model
