@@ -81,8 +81,11 @@ def clipped_losses(
     decisions.
     """
     token_parts, frame_parts = token_coefficients(memory), frame_coefficients(memory)
-    old_tokens = torch.stack([record.old_token_logits for record in records])
-    old_frames = torch.stack([record.old_frame_logits for record in records])
+    if config.ratio == "current":  # records that come back after a resume have no others
+        old_tokens, old_frames = output.token_logits.detach(), output.frame_logits.detach()
+    else:
+        old_tokens = torch.stack([record.old_token_logits for record in records])
+        old_frames = torch.stack([record.old_frame_logits for record in records])
     token_loss, ratio, outside = _surrogate(output.token_logits, old_tokens, token_parts, config)
     frame_loss, _, _ = _surrogate(output.frame_logits, old_frames, frame_parts, config)
     token_kl = _to_uniform(output.token_logits, token_parts, config)
@@ -104,8 +107,7 @@ def _surrogate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(B,) clipped loss, mean ratio over both decisions, share of ratios outside the clip range."""
     gain, loss = coefficients.gain.to(logits), coefficients.loss.to(logits)
-    old = logits.detach() if config.ratio == "current" else old_logits.to(logits)
-    log_ratio = torch.log_softmax(logits, dim=-1) - torch.log_softmax(old, dim=-1)
+    log_ratio = torch.log_softmax(logits, dim=-1) - torch.log_softmax(old_logits.to(logits), dim=-1)
     # This objective can drive logits to hundreds: an infinite ratio would turn clipped gradients into NaN.
     ratio = torch.exp(log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND))
     low, high = 1 - config.eps_low, 1 + config.eps_high

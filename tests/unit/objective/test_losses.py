@@ -239,6 +239,18 @@ def test_by_the_current_policy_the_gradient_is_the_policy_gradient_however_old_t
         assert float(ours.grad.abs().max()) > 1e-3
 
 
+def test_by_the_current_policy_records_without_old_logits_learn_beside_others():
+    """Those that come back from the replay buffer after a resume are encoded again, without a policy."""
+    bare = [
+        dataclasses.replace(RECORDS[0], old_token_logits=torch.empty(0, 2), old_frame_logits=torch.empty(0, 2)),
+        *RECORDS[1:],
+    ]
+    ours, theirs = logits(RECORDS, scale=3.0), logits(RECORDS, scale=3.0)
+    for output, records in ((ours, bare), (theirs, RECORDS)):
+        batch_loss(output, records, 3, CONFIGS["current"]).loss.backward()
+    assert torch.equal(ours.token_logits.grad, theirs.token_logits.grad)
+
+
 def test_a_saturated_policy_is_pulled_back_by_the_estimate_and_hardly_by_the_exact_kl():
     record = make_record(10, modes="token", rates=(1 / 6,))
     pulls = {}
