@@ -94,7 +94,7 @@ HELD_OUT := $(RESULTS)/table/clips-held-out-250/questions.parquet
 # The table of docs/benchmarks.md: every policy trained three times through actors and learner, all methods on held-out
 # clips, with the control of swapped questions.
 SEEDS := 0 1 2
-POLICIES := late-credit=embedded paper-clipped=paper paper-credit=paper-credit
+POLICIES := late-credit=embedded paper-clipped=paper
 RATIOS := 0.25,0.2,0.15,0.1,0.05,0.02,0.01
 
 results: setup
