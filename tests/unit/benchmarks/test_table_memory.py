@@ -8,6 +8,7 @@ PARTS = "driver", "actor", "learner"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_large_table_is_checked_drawn_from_and_trained_on_in_little_memory() -> None:
     used = {each.stage: each for each in measure(50_000)}
     assert used.keys() == {"write_collection", "import_rows", "check", "draw", *(f"train: {part}" for part in PARTS)}
