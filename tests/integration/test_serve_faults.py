@@ -63,8 +63,7 @@ def service(cluster, tmp_path_factory) -> Iterator[Service]:
                     "cpus": 0.1,
                     "max_replicas": 1,
                 },
-                # Far below what a long answer takes: an engine that gives many of them in turn passes for hung.
-                "engine": {"cpus": 0.1, "max_tokens": LONG, "stall_s": 0.5},
+                "engine": {"cpus": 0.1, "max_tokens": LONG},
                 "api": {"cpus": 0.1, "max_replicas": 1, "page": False},
             }
         )
@@ -157,10 +156,14 @@ def test_a_killed_replica_loses_no_answer_and_no_stream(service, deployment):
     assert len({text for status, text in load.outcomes if status == 200}) == 1, "sent again, it says the same"
 
 
+@pytest.mark.timeout(900)  # three checks of 30 seconds, and what is given to it to end by itself
 def test_an_engine_that_hangs_is_replaced(service):
+    """As a process that does nothing more; that no token comes is found in the same way (unit/serving/test_batcher)."""
     (hung,) = processes("ServeReplica:cacovid:engine")
-    with Load(service, max_tokens=LONG) as load:
-        wait_until(lambda: not hung.is_running(), PATIENCE_S)
+    with Load(service, max_tokens=40) as load:
+        wait_until(lambda: load.answered > 4)
+        hung.suspend()
+        wait_until(lambda: not hung.is_running(), 2 * PATIENCE_S)
         before = load.answered
         wait_until(lambda: load.answered > before, PATIENCE_S)
     assert {status for status, _ in load.outcomes} <= {200, 503}

@@ -78,4 +78,4 @@ def test_what_is_installed_is_pinned_and_what_is_sent_is_there(declared):
     assert installs
     assert all("--constraint constraints.txt" in each for each in installs)
     assert declared["file_mounts"]["/home/ubuntu/cacovid"] == "."
-    assert declared["rsync_exclude"] == [".git", ".venv", "runs"]
+    assert declared["rsync_exclude"] == [".git", ".venv", ".venv-vllm", "runs"]

@@ -1,15 +1,13 @@
 """The second world by its name: clips, questions, and every problem type's reward from what a model really answers."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from cacovid.answering.prompting import format_prompt
 from cacovid.answering.reward import reward
 from cacovid.answering.scoring import score
-from cacovid.config import ModelConfig
-from cacovid.config_files import load_config, with_overrides
+from cacovid.config import ModelConfig, TrainConfig
+from cacovid.config_files import with_overrides
 from cacovid.data.skipped import SkippedItems
 from cacovid.data.video import read_frames
 from cacovid.embedded.items import evaluation_items, training_items
@@ -69,10 +67,9 @@ def test_wrong_answers_are_worth_less(problem_type, answer, worth):
     assert reward(problem_type, given, item.answer) == pytest.approx(worth)
 
 
-def test_the_shipped_configuration_trains_on_the_second_world(tmp_path):
-    config = load_config(Path("configs/embedded-2.toml"))
-    assert config.model.path == "embedded-2"
-    items = training_items(with_overrides(config, {"data.train_clips": 2}), tmp_path, SkippedItems(None, max_share=0.2))
+def test_training_draws_the_world_that_it_is_told(tmp_path):
+    config = with_overrides(TrainConfig(), {"data.train": "embedded-2", "data.train_clips": 2, "model.num_frames": 64})
+    items = training_items(config, tmp_path, SkippedItems(None, max_share=0.2))
     assert [item.question for item in items] == [
         item.question for seed in TRAIN[:2] for item in scene_records(draw_scene(seed), "")
     ]
