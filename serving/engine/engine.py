@@ -13,7 +13,7 @@ Shape legend: B requests, k retained tokens.
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -24,11 +24,12 @@ from serving.config import EngineConfig
 from serving.engine.answerer import Answerer
 from serving.engine.decoding import Answering, Row
 from serving.engine.embeddings import kept_embeddings, prompt_embeds
-from serving.engine.grouping import grouped
 from serving.engine.prompts import Job, Prompt, PromptBuilder, methods_of, run_policy
 from serving.engine.records import POLICY, Compressed, ModelCard
 from serving.engine.refusals import refusals
 from serving.errors import ApiError, invalid, overloaded
+
+Member = TypeVar("Member")
 
 
 class Engine:
@@ -88,7 +89,7 @@ class Engine:
             with refusals(job):
                 encoded.append(self._encoded(job))
         started = time.perf_counter()
-        scored = _passing(grouped(encoded, _scored_together), _score)
+        scored = _passing(_grouped(encoded, _scored_together), _score)
         selected = _passing([[each] for each in scored], lambda one: self._builder.select(one[0]))
         policy_s = time.perf_counter() - started
         rows: list[Row] = []
@@ -162,6 +163,14 @@ def _passing(groups: Sequence[list[Prompt]], step: Callable[[list[Prompt]], None
 def _score(group: list[Prompt]) -> None:
     if group[0].method == POLICY:
         run_policy(group)
+
+
+def _grouped(members: Sequence[Member], key: Callable[[Member], object]) -> list[list[Member]]:
+    """Those with equal keys together, in order of first appearance."""
+    groups: dict[object, list[Member]] = {}
+    for member in members:
+        groups.setdefault(key(member), []).append(member)
+    return list(groups.values())
 
 
 def _scored_together(prompt: Prompt) -> object:

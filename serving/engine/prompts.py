@@ -47,9 +47,10 @@ class Job:
     submitted: float = field(default_factory=time.perf_counter)
     started: float = 0.0
     cancelled: threading.Event = field(default_factory=threading.Event)
-    _on_cancel: list[Callable[[], None]] = field(default_factory=list)
+    ended: bool = False  # its last event has gone out
+    _on_cancel: list[Callable[[], object]] = field(default_factory=list)
 
-    def on_cancel(self, call: Callable[[], None]) -> None:
+    def on_cancel(self, call: Callable[[], object]) -> None:
         """Have ``call`` made when nobody waits any more; at once if that is so."""
         self._on_cancel.append(call)
         if self.cancelled.is_set():
@@ -60,8 +61,6 @@ class Job:
         self.cancelled.set()
         for call in self._on_cancel:
             call()
-
-    ended: bool = False  # its last event has gone out
 
     def emit(self, event: Event) -> None:
         """Hand ``event`` on; nothing follows the last one."""

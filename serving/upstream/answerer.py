@@ -19,9 +19,9 @@ from prometheus_client import Metric
 from cacovid.models.adapter import VideoLLM
 from serving.api.keys import read_keys
 from serving.config import EngineConfig
-from serving.engine.decoding import Answering, Row
+from serving.engine.answer_tasks import AnswerTasks
+from serving.engine.decoding import Row
 from serving.engine.records import Decoding
-from serving.engine.refusals import refusals
 from serving.errors import ApiError, internal_error
 from serving.upstream.protocol import choice_of, failed, prompt_of, refusal_of, tokens_of, wish_of
 from serving.vllm.memory import leave_layers
@@ -44,14 +44,13 @@ class UpstreamAnswers:
         self._url = config.upstream.url.rstrip("/").removesuffix("/v1")
         self._stall_s = config.stall_s
         self._name = config.upstream.model  # '' until the server has told it
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._client: aiohttp.ClientSession | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = AnswerTasks(partial(prompt_of, video_llm), self._answer)
         leave_layers(video_llm)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Once, before the first row: requests run in ``loop``."""
-        self._loop = loop
+        self._tasks.start(loop)
         keys = [] if self._own.key_file is None else read_keys(self._own.key_file)
         self._client = aiohttp.ClientSession(
             headers={"Authorization": f"Bearer {keys[0]}"} if keys else None,
@@ -64,11 +63,7 @@ class UpstreamAnswers:
 
     def begin(self, rows: Sequence[Row]) -> None:
         """Send the prompts of ``rows``, from the engine's thread."""
-        assert self._loop is not None
-        for answering in dict.fromkeys(row.answering for row in rows):
-            with refusals(answering.prompt.job):
-                prompt = prompt_of(self._llm, answering)
-                self._loop.call_soon_threadsafe(self._launch, answering, prompt)
+        self._tasks.begin(rows)
 
     def advance(self) -> bool:
         """False: the server draws."""
@@ -84,20 +79,8 @@ class UpstreamAnswers:
 
     def stop(self) -> None:
         """Let the connections go; the loop may have ended."""
-        if self._client is not None and self._loop is not None and self._loop.is_running():
-            asyncio.run_coroutine_threadsafe(self._client.close(), self._loop)
-
-    def _launch(self, answering: Answering, prompt: dict[str, Any]) -> None:
-        assert self._loop is not None
-        for row in answering.rows:
-            task = self._loop.create_task(self._answer(row, prompt))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            row.prompt.job.on_cancel(partial(self._cancel, task))
-
-    def _cancel(self, task: "asyncio.Task[None]") -> None:
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(task.cancel)
+        if self._client is not None and self._tasks.loop.is_running():
+            asyncio.run_coroutine_threadsafe(self._client.close(), self._tasks.loop)
 
     async def _answer(self, row: Row, prompt: dict[str, Any]) -> None:
         try:

@@ -11,7 +11,6 @@ import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from functools import partial
 from itertools import count
 from typing import Any
 
@@ -23,9 +22,9 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from cacovid.errors import UserError
 from cacovid.models.adapter import VideoLLM
 from serving.config import EngineConfig
+from serving.engine.answer_tasks import AnswerTasks
 from serving.engine.decoding import Answering, Row
 from serving.engine.records import Decoding
-from serving.engine.refusals import refusals
 from serving.errors import ApiError, internal_error
 from serving.vllm.arguments import engine_arguments
 from serving.vllm.memory import check_share, leave_layers
@@ -61,14 +60,13 @@ class ContinuousBatches:
         except (RuntimeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise UserError(f"vLLM did not start: {reason} (its own lines above say more; see docs/vllm.md)") from error
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = AnswerTasks(_prompt_of, self._answer)
         self._numbers = count()
-        self._last_token = time.monotonic()
+        self._last_token = 0.0  # monotonic seconds
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Once, before the first row: requests run in ``loop``."""
-        self._loop = loop
+        self._tasks.start(loop)
 
     def check(self, decoding: Decoding) -> None:
         """Raises ApiError (400) for a form of answers that vLLM cannot hold one to."""
@@ -85,11 +83,7 @@ class ContinuousBatches:
 
     def begin(self, rows: Sequence[Row]) -> None:
         """Hand ``rows`` to vLLM, from the engine's thread."""
-        assert self._loop is not None
-        for answering in dict.fromkeys(row.answering for row in rows):
-            with refusals(answering.prompt.job):
-                prompt = vllm_prompt(answering.prompt.encoded, answering.prompt.kept, answering.prompt.positions)
-                self._loop.call_soon_threadsafe(self._launch, answering, prompt)
+        self._tasks.begin(rows)
 
     def advance(self) -> bool:
         """False: vLLM's core draws."""
@@ -99,7 +93,8 @@ class ContinuousBatches:
         """Why vLLM answers nobody any more."""
         if self._vllm.errored:
             return "vLLM's core is dead"
-        if self._tasks and time.monotonic() - self._last_token > self._config.stall_s:
+        since = self._tasks.busy_since
+        if since is not None and time.monotonic() - max(since, self._last_token) > self._config.stall_s:
             return f"vLLM has given no token for engine.stall_s={self._config.stall_s}"
         return None
 
@@ -110,20 +105,6 @@ class ContinuousBatches:
     def stop(self) -> None:
         """End vLLM's core."""
         self._vllm.shutdown()
-
-    def _launch(self, answering: Answering, prompt: Any) -> None:  # noqa: ANN401
-        assert self._loop is not None
-        if not self._tasks:
-            self._last_token = time.monotonic()
-        for row in answering.rows:
-            task = self._loop.create_task(self._answer(row, prompt))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            row.prompt.job.on_cancel(partial(self._cancel, task))
-
-    def _cancel(self, task: "asyncio.Task[None]") -> None:
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(task.cancel)
 
     async def _answer(self, row: Row, prompt: Any) -> None:  # noqa: ANN401
         """Take vLLM's tokens until the row is done; leaving the generator aborts the request in vLLM."""
@@ -146,6 +127,11 @@ class ContinuousBatches:
             logger.exception("vLLM failed with a request")
         if not row.done:
             row.fail(internal_error() if row.decoding.structure is None else _unsayable())
+
+
+def _prompt_of(answering: Answering) -> Any:  # noqa: ANN401  a TypedDict of vLLM's
+    prompt = answering.prompt
+    return vllm_prompt(prompt.encoded, prompt.kept, prompt.positions)
 
 
 def _unsayable() -> ApiError:
