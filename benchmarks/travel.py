@@ -19,9 +19,10 @@ from cacovid.answering.prompting import format_prompt
 from cacovid.answering.scoring import score
 from cacovid.compressor import Compressor
 from cacovid.config import Numbering
-from cacovid.embedded.clips import SEEN, UNSEEN, Clutter, draw_clip
+from cacovid.embedded.clips import draw_clip
 from cacovid.embedded.dataset import question_record
 from cacovid.embedded.questions import clip_questions
+from cacovid.embedded.rendering import SEEN, UNSEEN, Clutter
 from cacovid.embedded.splits import split_seeds
 from cacovid.embedded.video_writer import FPS, round_trip
 from cacovid.evaluation.awareness import area_under_curve

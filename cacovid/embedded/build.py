@@ -78,25 +78,24 @@ def build(
         UserError: if ``output`` already holds a model.
     """
     config = config or BuildConfig()
-    if (output / "config.json").exists():
-        raise UserError(f"{output} already holds a model: choose another folder or delete it")
+    check_free(output)
     output.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
-    with _timed("draw", seconds):
+    with timed("draw", seconds):
         corpus = draw_corpus(split_seeds("model", config.clips), workers)
         new_corpus = draw_corpus(split_seeds("model", config.finish_clips, config.clips), workers)
     model = new_model(seed)
-    with _timed("tower", seconds):
+    with timed("tower", seconds):
         _tower_stage(model, corpus, config, seed, output / _TOWER, progress)
         cache, new_cache = cache_features(model, corpus), cache_features(model, new_corpus)
     del corpus, new_corpus  # 2 GB of frames, which only the tower reads
-    with _timed("language", seconds):
+    with timed("language", seconds):
         place_word_embeddings(model, cache, seed)
         train_language(model, cache, config.language, seed, progress)
-    with _timed("finish", seconds):
+    with timed("finish", seconds):
         train_language(model, new_cache, config.finish, seed, progress, stage="finish")
     save_model(model, output)
-    with _timed("measure", seconds):
+    with timed("measure", seconds):
         drawn, decoded = _measure(output, config.held_out_clips)
     report = BuildReport(seed, config.held_out_clips, 2 * config.held_out_clips, drawn, decoded, seconds)
     (output / REPORT).write_text(json.dumps(asdict(report), indent=2) + "\n")
@@ -104,8 +103,15 @@ def build(
     return report
 
 
+def check_free(output: Path) -> None:
+    """Raises UserError if ``output`` already holds a model."""
+    if (output / "config.json").exists():
+        raise UserError(f"{output} already holds a model: choose another folder or delete it")
+
+
 @contextmanager
-def _timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
+def timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Note in ``seconds`` how long ``stage`` took."""
     start = time.perf_counter()
     yield
     seconds[stage] = round(time.perf_counter() - start, 1)

@@ -11,14 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cacovid.embedded import glyphs
-from cacovid.embedded.rendering import CELLS as CELLS
-from cacovid.embedded.rendering import FILLED as FILLED
-from cacovid.embedded.rendering import PIXELS as PIXELS
-from cacovid.embedded.rendering import SEEN as SEEN
-from cacovid.embedded.rendering import SIDE as SIDE
-from cacovid.embedded.rendering import UNSEEN as UNSEEN
-from cacovid.embedded.rendering import Clutter as Clutter
-from cacovid.embedded.rendering import render
+from cacovid.embedded.rendering import CELLS, SEEN, SIDE, Clutter, render
 from cacovid.records import TokenGrid
 from cacovid.seeding import derive_seed
 

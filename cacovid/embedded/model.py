@@ -19,7 +19,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from cacovid.embedded.clips import PIXELS
+from cacovid.embedded.rendering import PIXELS
 from cacovid.embedded.tokenizer import (
     CHAT_TEMPLATE,
     IMAGE,

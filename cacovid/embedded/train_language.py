@@ -5,6 +5,7 @@ the answer at the asked word (layer 2), each option's letter (layer 2), which op
 the answer at the last position (layer 3). Without those on the options the letters stay at chance.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from transformers import LlavaOnevisionForConditionalGeneration
 from cacovid.embedded import language_batch as batches
 from cacovid.embedded.clips import GRID
 from cacovid.embedded.corpus import Corpus
+from cacovid.embedded.fitting import SMOOTHED, fit
 from cacovid.embedded.language_batch import BLOCK, LAST, LETTER, NAMED, OPTION_WORDS, QuestionBatch
 from cacovid.embedded.model import WIDTH
 from cacovid.embedded.packed import read_packed
@@ -25,7 +27,6 @@ from cacovid.embedded.tokenizer import TURN_END, VOCABULARY
 from cacovid.embedded.train_tower import video_features
 from cacovid.seeding import derive_seed, generator
 
-_REPORT_EVERY = 20
 _CLIPS_AT_ONCE = 32  # through the frozen tower
 _EMBEDDING_STD = 0.12
 _EMBEDDING_PULL = 2.0
@@ -164,21 +165,14 @@ def train_language(
     parameters = [*model.model.language_model.parameters(), model.model.image_newline, *steps.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
     factor = flat_cosine(config.steps, flat=config.flat, warmup=config.warmup)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    metrics: dict[str, float] = {}
-    for step in range(config.steps):
+
+    def loss_of(step: int) -> tuple[Tensor, Mapping[str, float]]:
         chosen = torch.randint(0, len(cache.owners), (config.clips,), generator=draw)
         easy = step < config.easy * config.steps
         retention = batches.sample_retention(cache.owners[chosen], draw, easy=easy, everything=config.everything)
         questions = batches.sample_questions(cache.objects[chosen], retention.asking, config.questions, draw)
         features = cache.features[chosen[:, None], retention.kept].float()
-        loss, latest = steps(model, read_layers(model, features, retention.kept, questions.ids), questions)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        metrics = {name: 0.95 * metrics.get(name, value) + 0.05 * value for name, value in latest.items()}
-        if (step + 1) % _REPORT_EVERY == 0 or step + 1 == config.steps:
-            progress(stage, step + 1, config.steps, metrics)
-    return metrics
+        loss, metrics = steps(model, read_layers(model, features, retention.kept, questions.ids), questions)
+        return loss, metrics
+
+    return fit(stage, config.steps, optimizer, factor, loss_of, progress, newest=SMOOTHED)

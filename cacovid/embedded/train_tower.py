@@ -4,6 +4,7 @@ Throwaway linear heads on every pooled token (36 a frame) tell its kind, colour,
 make the language model's task one of looking up rather than of seeing.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,9 +14,10 @@ from torch.nn.functional import cross_entropy
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from cacovid.embedded import glyphs
-from cacovid.embedded.clips import CELLS, SIDE
+from cacovid.embedded.fitting import fit
 from cacovid.embedded.model import WIDTH, pixels
 from cacovid.embedded.progress import Progress, silent
+from cacovid.embedded.rendering import CELLS, SIDE
 from cacovid.embedded.schedule import flat_cosine
 from cacovid.seeding import derive_seed, generator
 
@@ -23,7 +25,6 @@ _OBJECT_WEIGHT = 2.0
 _NOTHING_WEIGHT = 0.15
 _PLACE_WEIGHT = 0.2
 _HOUR_WEIGHT = 0.5
-_REPORT_EVERY = 20
 
 
 @dataclass(frozen=True)
@@ -135,24 +136,21 @@ def train_tower(
     parts: list[nn.Module] = [model.model.vision_tower, model.model.multi_modal_projector, heads]
     parameters = [parameter for part in parts for parameter in part.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, flat_cosine(config.steps, flat=config.flat))
     labels = (corpus.kinds, corpus.colours, corpus.hours)
     frames, kinds, colours, hours = (part.flatten(0, 1) for part in (corpus.frames, *labels))
     order = torch.empty(0, dtype=torch.int64)
-    metrics: dict[str, float] = {}
-    for step in range(config.steps):
+
+    def loss_of(_: int) -> tuple[Tensor, Mapping[str, float]]:
+        nonlocal order
         if len(order) < config.frames:
             order = torch.randperm(len(frames), generator=draw)
         batch, order = order[: config.frames], order[config.frames :]
         features = video_features(model, frames[batch].unsqueeze(1)).unflatten(1, (-1, CELLS)).flatten(0, 1)
         loss, metrics = heads(features, kinds[batch], colours[batch], hours[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        if (step + 1) % _REPORT_EVERY == 0 or step + 1 == config.steps:
-            progress("tower", step + 1, config.steps, metrics)
+        return loss, metrics
+
+    factor = flat_cosine(config.steps, flat=config.flat)
+    metrics = fit("tower", config.steps, optimizer, factor, loss_of, progress)
     _normalise(model, frames[: 8 * config.frames])
     return metrics
 

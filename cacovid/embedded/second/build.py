@@ -5,7 +5,6 @@ each kind of question, from few tokens to all -> save -> measure on held-out sce
 """
 
 import json
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
@@ -13,6 +12,7 @@ from typing import Final
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from cacovid.config import ModelConfig
+from cacovid.embedded.build import REPORT, check_free, timed
 from cacovid.embedded.model import new_model, save_model
 from cacovid.embedded.progress import Progress, silent
 from cacovid.embedded.second.corpus import cache_scenes, scene_frames
@@ -23,10 +23,8 @@ from cacovid.embedded.second.train import Stage, train_stage
 from cacovid.embedded.splits import HELD_OUT, split_seeds
 from cacovid.embedded.tokenizer import SECOND_VOCABULARY
 from cacovid.embedded.train_tower import Classes, TowerTraining, train_tower
-from cacovid.errors import UserError
 from cacovid.models.loading import load_video_llm, resolve_path
 
-REPORT: Final = "build.json"
 CLASSES: Final = Classes(NO_KIND + 1, NO_COLOUR + 1, HOURS)
 _ROPE_THETA = 1e9  # world 1's 1e4 turns all but a few of a head's dimensions several times within 2,304 positions
 
@@ -76,41 +74,30 @@ def build_second(
         UserError: if ``output`` already holds a model.
     """
     config = config or SecondBuild()
-    if (output / "config.json").exists():
-        raise UserError(f"{output} already holds a model: choose another folder or delete it")
-    clock = _Clock()
-    model = first_model(seed)
-    frames = scene_frames(split_seeds("model", config.tower_scenes, _FIRST_SCENE), workers)
-    train_tower(model, frames, config.tower, seed, progress, CLASSES)
-    clock.lap("tower")
-    seeds = split_seeds("model", config.scenes, _FIRST_SCENE + config.tower_scenes)
-    cache = cache_scenes(model, seeds, workers)
-    clock.lap("features")
-    start_with_lookup(model, cache, seed)
+    check_free(output)
+    seconds: dict[str, float] = {}
+    with timed("tower", seconds):
+        model = first_model(seed)
+        frames = scene_frames(split_seeds("model", config.tower_scenes, _FIRST_SCENE), workers)
+        train_tower(model, frames, config.tower, seed, progress, CLASSES)
+    with timed("features", seconds):
+        seeds = split_seeds("model", config.scenes, _FIRST_SCENE + config.tower_scenes)
+        cache = cache_scenes(model, seeds, workers)
+        start_with_lookup(model, cache, seed)
     for stage in config.curriculum:
-        train_stage(model, cache, stage, seed, progress)
-        clock.lap(stage.name)
+        with timed(stage.name, seconds):
+            train_stage(model, cache, stage, seed, progress)
     save_model(model, output, SECOND_VOCABULARY)
-    video_llm = load_video_llm(ModelConfig(path=str(output), num_frames=FRAMES, max_new_tokens=8, device="cpu"))
-    held_out = HELD_OUT[: config.held_out_scenes]
-    drawn, decoded = (rewards(video_llm, held_out, decoded=decoded) for decoded in (False, True))
-    clock.lap("measure")
-    report = SecondReport(seed, len(held_out), drawn, decoded, clock.laps)
+    with timed("measure", seconds):
+        video_llm = load_video_llm(ModelConfig(path=str(output), num_frames=FRAMES, max_new_tokens=8, device="cpu"))
+        held_out = HELD_OUT[: config.held_out_scenes]
+        drawn, decoded = (rewards(video_llm, held_out, decoded=decoded) for decoded in (False, True))
+    report = SecondReport(seed, len(held_out), drawn, decoded, seconds)
     (output / REPORT).write_text(json.dumps(asdict(report), indent=2) + "\n")
     return report
 
 
 _FIRST_SCENE = 500_000  # of the split that the tiny models are trained on
-
-
-class _Clock:
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._start = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name], self._start = round(now - self._start, 1), now
 
 
 def first_model(seed: int) -> LlavaOnevisionForConditionalGeneration:

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from cacovid.embedded.clips import CELLS
 from cacovid.embedded.model import WIDTH
-from cacovid.embedded.rendering import SIDE
+from cacovid.embedded.rendering import CELLS, SIDE
 from cacovid.embedded.second.batches import COLOUR_IDS, SHAPE_IDS
 from cacovid.embedded.second.corpus import SIGN_PIECES, SceneCache
 from cacovid.embedded.second.scenes import HOUR, HOURS, MOVED, OBJECTS

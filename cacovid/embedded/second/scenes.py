@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cacovid.embedded import glyphs
-from cacovid.embedded.clips import CELLS, SceneObject, object_track
-from cacovid.embedded.rendering import SIDE, render
+from cacovid.embedded.clips import SceneObject, object_track
+from cacovid.embedded.rendering import CELLS, SIDE, render
 from cacovid.records import TokenGrid
 from cacovid.seeding import derive_seed
 

@@ -4,6 +4,7 @@ Auxiliary losses lay down the steps of an answer: the word of an object finds it
 of a colour finds how many there are (layer 2); the last position finds the answer one layer early (layer 3).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import LlavaOnevisionForConditionalGeneration
 
+from cacovid.embedded.fitting import SMOOTHED, fit
 from cacovid.embedded.model import WIDTH
 from cacovid.embedded.packed import read_packed
 from cacovid.embedded.progress import Progress, silent
@@ -20,8 +22,6 @@ from cacovid.embedded.second.corpus import PIECES, SceneCache
 from cacovid.embedded.second.scenes import GRID
 from cacovid.embedded.tokenizer import SECOND_VOCABULARY, TURN_END
 from cacovid.seeding import derive_seed, generator
-
-_REPORT_EVERY = 20
 
 
 @dataclass(frozen=True)
@@ -113,25 +113,18 @@ def train_stage(
     parameters = [*model.model.language_model.parameters(), model.model.image_newline, *losses.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=stage.lr, weight_decay=stage.weight_decay)
     factor = flat_cosine(stage.steps, flat=stage.flat, warmup=stage.warmup)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    metrics: dict[str, float] = {}
-    for step in range(stage.steps):
+
+    def loss_of(_: int) -> tuple[Tensor, Mapping[str, float]]:
         scenes = torch.randint(0, len(cache.pieces), (stage.scenes,), generator=draw)
         kept = _retained(cache.pieces[scenes], stage, draw)
         batch = sample_batch(cache, scenes, draw)
         features = cache.features[scenes[:, None], kept].float()
         shown = pieces_shown(cache.pieces[scenes].long().gather(1, kept))
         layers = read_packed(model, features, kept, batch.ids, batch.lengths, GRID.tokens)
-        loss, latest = losses(model, layers, batch, shown)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        metrics = {name: 0.95 * metrics.get(name, value) + 0.05 * value for name, value in latest.items()}
-        if (step + 1) % _REPORT_EVERY == 0 or step + 1 == stage.steps:
-            progress(stage.name, step + 1, stage.steps, metrics)
-    return metrics
+        loss, metrics = losses(model, layers, batch, shown)
+        return loss, metrics
+
+    return fit(stage.name, stage.steps, optimizer, factor, loss_of, progress, newest=SMOOTHED)
 
 
 def _retained(pieces: Tensor, stage: Stage, draw: torch.Generator) -> Tensor:

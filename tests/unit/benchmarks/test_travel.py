@@ -7,7 +7,7 @@ import pytest
 from benchmarks.travel import ALL, main, measure
 from cacovid.compressor import Compressor
 from cacovid.config import ModelConfig, TrainConfig
-from cacovid.embedded.clips import SEEN
+from cacovid.embedded.rendering import SEEN
 from cacovid.embedded.splits import DEVELOPMENT
 from cacovid.models.loading import load_video_llm
 from cacovid.policy.build import policy_for

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from cacovid.embedded import glyphs
-from cacovid.embedded.clips import CELLS, FILLED, FRAMES, GRID, NEEDLES, SEEN, SIDE, UNSEEN, Clip, draw_clip
+from cacovid.embedded.clips import FRAMES, GRID, NEEDLES, Clip, draw_clip
 from cacovid.embedded.questions import clip_questions, make_question
+from cacovid.embedded.rendering import CELLS, FILLED, SEEN, SIDE, UNSEEN
 from cacovid.embedded.splits import DEVELOPMENT, SPLITS, split_seeds
 from cacovid.errors import UserError
 

@@ -8,9 +8,10 @@ import pytest
 
 from cacovid.data.table import read_questions
 from cacovid.data.video import read_frames
-from cacovid.embedded.clips import CELLS, draw_clip
+from cacovid.embedded.clips import draw_clip
 from cacovid.embedded.dataset import write_dataset
 from cacovid.embedded.questions import clip_questions
+from cacovid.embedded.rendering import CELLS
 from cacovid.embedded.splits import DEVELOPMENT
 from cacovid.embedded.video_writer import round_trip, write_mp4
 from cacovid.errors import UserError

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cacovid.embedded import glyphs
-from cacovid.embedded.clips import CELLS
+from cacovid.embedded.rendering import CELLS
 from cacovid.embedded.second.questions import PROBLEM_TYPES, scene_questions, scene_records
 from cacovid.embedded.second.scenes import FRAMES, GRID, HOUR, NO_KIND, draw_scene, hour_of
 from cacovid.embedded.splits import DEVELOPMENT
