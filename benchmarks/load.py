@@ -66,39 +66,39 @@ def percentile(seconds: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
+def send(url: str, body: Body, outcomes: Outcomes, pool: urllib3.PoolManager) -> None:
+    """One request; its status, time and moment go into ``outcomes``."""
+    _request(url, body, outcomes, pool, 120.0, lambda answer: answer.read())
+
+
 def send_streamed(url: str, body: Body, outcomes: Outcomes, pool: urllib3.PoolManager) -> None:
     """One request whose answer is streamed: its first text and its tokens go into ``outcomes`` as well."""
     started, first = time.perf_counter(), 0.0
-    streamed = dict(body) | {"stream": True, "stream_options": {"include_usage": True}}
-    try:
-        answer = pool.request(
-            "POST",
-            f"{url}/v1/chat/completions",
-            body=json.dumps(streamed).encode(),
-            headers={"Content-Type": "application/json"},
-            retries=False,
-            timeout=600.0,
-            preload_content=False,
-        )
+
+    def read(answer: urllib3.BaseHTTPResponse) -> None:
+        nonlocal first
         for line in answer:
             event = json.loads(line[6:]) if line.startswith(b"data: {") else {}
             if not first and any(choice["delta"].get("content") for choice in event.get("choices", [])):
                 first = time.perf_counter() - started
             if event.get("usage"):
                 outcomes.tokens += event["usage"]["completion_tokens"]
-    except HTTPError:
-        outcomes.statuses[LOST] += 1
-        return
-    now = time.perf_counter()
-    outcomes.statuses[answer.status] += 1
-    if answer.status == 200:
-        outcomes.seconds.append(now - started)
-        outcomes.answered_at.append(now)
-        outcomes.first_s.append(first or now - started)
+
+    streamed = dict(body) | {"stream": True, "stream_options": {"include_usage": True}}
+    took = _request(url, streamed, outcomes, pool, 600.0, read)
+    if took is not None:
+        outcomes.first_s.append(first or took)
 
 
-def send(url: str, body: Body, outcomes: Outcomes, pool: urllib3.PoolManager) -> None:
-    """One request; its status, time and moment go into ``outcomes``."""
+def _request(
+    url: str,
+    body: Body,
+    outcomes: Outcomes,
+    pool: urllib3.PoolManager,
+    timeout_s: float,
+    read: Callable[[urllib3.BaseHTTPResponse], object],
+) -> float | None:
+    """Send ``body``, ``read`` the whole answer and note it; the seconds it took, None where it was none."""
     started = time.perf_counter()
     try:
         answer = pool.request(
@@ -107,16 +107,20 @@ def send(url: str, body: Body, outcomes: Outcomes, pool: urllib3.PoolManager) ->
             body=json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
             retries=False,
-            timeout=120.0,
+            timeout=timeout_s,
+            preload_content=False,
         )
+        read(answer)
     except HTTPError:
         outcomes.statuses[LOST] += 1
-        return
+        return None
     now = time.perf_counter()
     outcomes.statuses[answer.status] += 1
-    if answer.status == 200:
-        outcomes.seconds.append(now - started)
-        outcomes.answered_at.append(now)
+    if answer.status != 200:
+        return None
+    outcomes.seconds.append(now - started)
+    outcomes.answered_at.append(now)
+    return now - started
 
 
 def bounded_load(url: str, bodies: Sequence[Body], clients: int, one: Send = send) -> Outcomes:

@@ -16,8 +16,6 @@ from cacovid.config_files import load_config
 from cluster.training.best_checkpoint import PREFIX
 from cluster.training.run_directory import RunDirectory
 
-POLICIES = ("policy", "best_policy")  # folders of a run
-
 
 class Price(BaseModel):
     """What a run has paid, and what it took until the target was first met on ``evaluation.data``."""
@@ -64,5 +62,5 @@ def price_of_run(folder: Path) -> Price | None:
 
 def price_of_policy(folder: Path) -> Price | None:
     """That of the run whose policy lies in ``folder``; None for a policy by itself, or one never evaluated."""
-    run = folder.parent
-    return price_of_run(run) if folder.name in POLICIES and (run / "metrics.jsonl").is_file() else None
+    run = RunDirectory(folder.parent)
+    return price_of_run(run.folder) if folder in (run.policy, run.best_policy) and run.metrics.is_file() else None
