@@ -4,13 +4,17 @@ import base64
 import gzip
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.https_server import HttpsServer
-from tests.support.serving_server import POLICY
+import pytest
+
+from serving.config import ServiceConfig
+from tests.support.https_server import HttpsServer, https_server
+from tests.support.serving_server import POLICY, service_config
 from tests.support.serving_videos import clip_bytes, data_url, frames_url, huge_frame, jpeg, many_frames
 from tests.support.video_files import grey_levels, write_audio, write_video
 
@@ -26,6 +30,28 @@ class Setting:
     root: Path  # media.file_root
     outside: Path  # a folder that must stay unread
     server: HttpsServer
+
+
+@contextmanager
+def hostile_setting(folders: pytest.TempPathFactory) -> Iterator[Setting]:
+    """A setting in new folders, with a media server."""
+    root, outside = folders.mktemp("root"), folders.mktemp("outside")
+    with https_server(folders.mktemp("https")) as server:
+        yield Setting(root, outside, server)
+
+
+def guarded(setting: Setting, **sections: Any) -> ServiceConfig:
+    """The configuration that the answers hold for, with further ``sections``."""
+    media = {
+        "https_hosts": [f"localhost:{setting.server.port}", f"127.0.0.2:{setting.server.port}"],
+        "private_networks": ["127.0.0.1/32", "::1/128"],
+        "ca_file": str(setting.server.ca_file),
+        "file_root": str(setting.root),
+        "max_bytes": MAX_VIDEO,
+        "job_timeout_s": 12.0,  # for the trickle; reading a hundred thousand headers takes seconds on a busy machine
+        "connect_timeout_s": 10.0,
+    }
+    return service_config(media=media, api={"max_body_bytes": MAX_BODY}, **sections)
 
 
 @dataclass(frozen=True)

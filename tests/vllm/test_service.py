@@ -10,9 +10,8 @@ import httpx2 as httpx
 import pytest
 
 from serving.config import MIB
-from tests.support.hostile_requests import HOSTILE, MAX_BODY, MAX_VIDEO, ODD, QUESTION, Setting, chat
-from tests.support.https_server import https_server
-from tests.support.serving_server import KEY, POLICY, Running, running, service_config
+from tests.support.hostile_requests import HOSTILE, ODD, QUESTION, Setting, chat, guarded, hostile_setting
+from tests.support.serving_server import KEY, POLICY, Running, running
 from tests.support.serving_videos import clip_bytes, data_url
 from tests.support.waiting import PATIENCE_S
 
@@ -23,28 +22,17 @@ REQUESTS = 200
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory) -> Iterator[Setting]:
-    root, outside = tmp_path_factory.mktemp("root"), tmp_path_factory.mktemp("outside")
-    with https_server(tmp_path_factory.mktemp("https")) as server:
-        yield Setting(root, outside, server)
+    with hostile_setting(tmp_path_factory) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def services(setting) -> Iterator[dict[str, Running]]:
-    media = {
-        "https_hosts": [f"localhost:{setting.server.port}", f"127.0.0.2:{setting.server.port}"],
-        "private_networks": ["127.0.0.1/32", "::1/128"],
-        "ca_file": str(setting.server.ca_file),
-        "file_root": str(setting.root),
-        "max_bytes": MAX_VIDEO,
-        "job_timeout_s": 12.0,
-        "connect_timeout_s": 10.0,
-    }
     with ExitStack() as stack:
         found = {}
         for kind in ("transformers", "vllm"):
             engine = {"kind": kind, "max_prompt_tokens": 2048, "vllm": {"kv_cache_bytes": 32 * MIB}}
-            config = service_config(media=media, api={"max_body_bytes": MAX_BODY}, engine=engine)
-            found[kind] = stack.enter_context(running(config))
+            found[kind] = stack.enter_context(running(guarded(setting, engine=engine)))
         yield found
 
 

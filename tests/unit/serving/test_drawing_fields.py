@@ -11,23 +11,12 @@ import torch
 
 from cacovid.compressor import Compressor
 from serving.engine.records import ALL
-from tests.support.serving_server import BASE, POLICY, embedded_llm, policy_folder, running, service_config
+from tests.support.serving_server import BASE, POLICY, embedded_llm, policy_folder
 from tests.support.serving_videos import clip_bytes, data_url
 from tests.unit.serving.test_api import ask, messages, post, question_about
 
 DRAWN = {"temperature": 1.5, "seed": 11, "max_tokens": 6}
 SCHEMA = {"type": "object", "properties": {"color": {"type": "string"}}}
-
-
-@pytest.fixture(scope="module")
-def service():
-    with running(service_config(api={"page": False})) as running_service:
-        yield running_service
-
-
-@pytest.fixture(scope="module")
-def client(service):
-    return service.client()
 
 
 def streamed(client, **changes) -> list[Any]:

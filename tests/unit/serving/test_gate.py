@@ -20,17 +20,6 @@ from tests.support.waiting import PATIENCE_S, get, wait_until
 from tests.unit.serving.test_api import ask, messages, post
 
 
-@pytest.fixture(scope="module")
-def service():
-    with running(service_config(api={"page": False})) as running_service:
-        yield running_service
-
-
-@pytest.fixture(scope="module")
-def client(service):
-    return service.client()
-
-
 @pytest.mark.parametrize("key", ["", "wrong", KEY[:-1], KEY + "x", KEY.upper()])
 def test_a_wrong_key_is_unauthorised(service, key):
     for path, method in [("/v1/models", "GET"), ("/metrics", "GET"), ("/v1/chat/completions", "POST")]:

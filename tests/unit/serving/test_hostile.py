@@ -7,9 +7,8 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from tests.support.hostile_requests import HOSTILE, MAX_BODY, MAX_VIDEO, ODD, Setting, chat
-from tests.support.https_server import https_server
-from tests.support.serving_server import KEY, running, service_config
+from tests.support.hostile_requests import HOSTILE, ODD, Setting, chat, guarded, hostile_setting
+from tests.support.serving_server import KEY, running
 from tests.support.waiting import PATIENCE_S, wait_until
 
 SECURITY = Path(__file__).parents[3] / "docs" / "security.md"
@@ -17,23 +16,13 @@ SECURITY = Path(__file__).parents[3] / "docs" / "security.md"
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
-    root, outside = tmp_path_factory.mktemp("root"), tmp_path_factory.mktemp("outside")
-    with https_server(tmp_path_factory.mktemp("https")) as server:
-        yield Setting(root, outside, server)
+    with hostile_setting(tmp_path_factory) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def service(setting):
-    media = {
-        "https_hosts": [f"localhost:{setting.server.port}", f"127.0.0.2:{setting.server.port}"],
-        "private_networks": ["127.0.0.1/32", "::1/128"],
-        "ca_file": str(setting.server.ca_file),
-        "file_root": str(setting.root),
-        "max_bytes": MAX_VIDEO,
-        "job_timeout_s": 12.0,  # for the trickle; reading a hundred thousand headers takes seconds on a busy machine
-        "connect_timeout_s": 10.0,
-    }
-    with running(service_config(media=media, api={"max_body_bytes": MAX_BODY})) as running_service:
+    with running(guarded(setting)) as running_service:
         yield running_service
 
 

@@ -18,18 +18,12 @@ from serving.api.gate import Admission
 from serving.api.keys import Keys
 from serving.api.telemetry import Telemetry
 from serving.config import ServiceConfig
-from tests.support.serving_server import KEY, POLICY, running, service_config
+from tests.support.serving_server import KEY, POLICY
 from tests.support.serving_videos import data_url, jpeg
 from tests.support.waiting import PATIENCE_S, get
 from tests.unit.serving.test_api import messages
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-
-
-@pytest.fixture(scope="module")
-def service():
-    with running(service_config(api={"page": False})) as running_service:
-        yield running_service
 
 
 class NoBackend:

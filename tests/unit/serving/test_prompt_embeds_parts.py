@@ -12,7 +12,7 @@ import torch
 from cacovid.errors import BadItem
 from serving.engine.tensor_file import read_rows
 from tests.support.serving_engine import clip_of, tiny_llm
-from tests.support.serving_server import BASE, POLICY, embedded_llm, running, service_config
+from tests.support.serving_server import BASE, POLICY, embedded_llm
 from tests.support.tiny_models import BUILDERS
 from tests.unit.serving.test_api import messages, post
 
@@ -97,12 +97,6 @@ HOSTILE = {
     "expanded": saved(torch.zeros(1, 128).expand(4, 128)),
     "endless": saved(torch.zeros(70_000, 128, dtype=torch.float16)),
 }
-
-
-@pytest.fixture(scope="module")
-def service():
-    with running(service_config(api={"page": False})) as running_service:
-        yield running_service
 
 
 def part(content: bytes | str) -> dict:

@@ -21,12 +21,6 @@ def decoding(**fields) -> Decoding:
     return request.decoding
 
 
-@pytest.fixture(scope="module")
-def service():
-    with running(service_config(api={"page": False})) as running_service:
-        yield running_service
-
-
 @pytest.mark.parametrize(
     "fields",
     [
