@@ -46,11 +46,13 @@ test-cluster-long: setup
 test-gpu: setup
 	$(BIN)/pytest -q -m gpu
 
-# Not in .venv: vLLM asks for older releases than we pin. Its list is whole, so that pip resolves nothing.
+# Not in .venv: vLLM asks for older releases than we pin. Its list is whole, so that pip resolves nothing. What an earlier
+# set-up left in this folder would be found before the installed package, and hide the plugin if it is older than it.
 $(VLLM)/.ready: pyproject.toml tests/support/vllm.txt tests/support/torchvision_hook.py
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --constraint tests/support/vllm.txt torch setuptools
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/support/vllm.txt
+	rm -rf *.egg-info
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	site=$$($(VLLM)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") \
 		&& cp tests/support/torchvision_hook.py $$site/ && echo "import torchvision_hook" > $$site/torchvision_hook.pth
