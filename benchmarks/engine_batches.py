@@ -1,55 +1,62 @@
-"""Prompts of mixed lengths through the transformers engine, beside static batches of equal kept counts.
+"""Prompts of mixed lengths through the engines, beside static batches of equal kept counts.
 
     python -m benchmarks.engine_batches
+    taskset -c 0 python -m benchmarks.engine_batches --kinds transformers,vllm    # one core; where vLLM is installed
 
 The static side is what the engine did before: prompts that keep equally many tokens go through ``generate`` together,
-one group after the other, all at once. Both write the same tokens; encoding is not in the times.
+one group after the other, all at once. All write the same tokens; the tower is not in the times.
 """
 
+import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Annotated, Any
 
 import torch
 import typer
 
+from benchmarks.load import percentile
 from benchmarks.table import show
-from benchmarks.timing import Spread, Work, alternating_rounds
+from benchmarks.timing import Spread, alternating_rounds
 from cacovid.config import ModelConfig
 from cacovid.embedded.clips import draw_clip
+from cacovid.errors import UserError
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.loading import load_video_llm
+from serving.answerers import answerer_for
 from serving.config import EngineConfig
+from serving.engine.batcher import Batcher
 from serving.engine.engine import Engine
-from serving.engine.generation import JoiningBatches
 from serving.engine.join import join
 from serving.engine.prompts import Job, Prompt, PromptBuilder
-from serving.engine.records import CompressionWish, Decoding, EngineRequest, Event
+from serving.engine.records import CompressionWish, Decoding, Delta, EngineRequest, Finished
 from serving.media.records import Clip
+
+MODEL = "model"
+
+Side = Callable[["Sides"], object]
 
 
 class Sides:
-    """The same questions for both."""
+    """The same questions for all; ``first`` has the seconds to each first token of the last call."""
 
     def __init__(self, llm: VideoLLM, retentions: Sequence[float], tokens: int, batch: int) -> None:
         self.llm = llm
         self.tokens = tokens
         self.batch = batch
-        self.config = EngineConfig(max_batch=batch)
-        self.engine = Engine(llm, self.config, "model", JoiningBatches(llm, self.config))
-        self.jobs: list[Job] = []
-        self.first: list[float] = []  # seconds to the first token of each request of the last call
+        self.first: list[float] = []
         clip = draw_clip(0).frames
-        shown = Clip(clip, tuple(map(float, range(len(clip)))), 8.0, 1.0, "clip", 0.0, 0.0)
+        self.clips = [Clip(clip, tuple(map(float, range(len(clip)))), 8.0, 1.0, "clip", 0.0, 0.0)]
         content = [{"type": "video"}, {"type": "text", "text": "what color is the ring object"}]
-        for retention in retentions:
-            wish = CompressionWish(retention=retention, method="uniform")
-            request = EngineRequest("model", ({"role": "user", "content": content},), wish, Decoding(tokens))
-            self.jobs.append(Job(request, [shown], lambda event: None))
-        builder = PromptBuilder(llm, self.config)
-        self.prompts = [builder.encode(job, None) for job in self.jobs]
+        self.requests = [
+            EngineRequest(MODEL, ({"role": "user", "content": content},), wish, Decoding(tokens))
+            for wish in (CompressionWish(retention=retention, method="uniform") for retention in retentions)
+        ]
+        builder = PromptBuilder(llm, EngineConfig())
+        self.prompts = [builder.encode(Job(request, self.clips, lambda event: None), None) for request in self.requests]
         for prompt in self.prompts:
             builder.select(prompt)
 
@@ -71,28 +78,23 @@ class Sides:
             for group in groups.values():
                 self._generate(group, started)
 
-    def together(self) -> None:
-        """The engine, which takes the next request as soon as there is room."""
+    def through(self, batcher: Batcher, loop: asyncio.AbstractEventLoop) -> None:
+        """All sent at once to an engine, which begins the next one as soon as there is room."""
         started = time.perf_counter()
         self.first = []
-        seen: set[int] = set()
-        ended = [0]
 
-        def sink(number: int, event: Event) -> None:
-            if type(event).__name__ == "Delta" and number not in seen:
-                seen.add(number)
-                self.first.append(time.perf_counter() - started)
-            ended[0] += type(event).__name__ == "Finished"
+        async def ask(request: EngineRequest) -> None:
+            waiting = True
+            async for event in batcher.events(request, self.clips):
+                if waiting and isinstance(event, Delta):
+                    self.first.append(time.perf_counter() - started)
+                    waiting = False
+            assert isinstance(event, Finished), event
 
-        jobs = [Job(job.request, job.clips, partial(sink, number)) for number, job in enumerate(self.jobs)]
-        given = iter(jobs)
+        async def ask_all() -> None:
+            await asyncio.gather(*map(ask, self.requests))
 
-        def more() -> list[Job]:
-            room = self.batch - sum(job.started > 0 and not job.ended for job in jobs)
-            return [job for _, job in zip(range(room), given, strict=False)]
-
-        self.engine.run(more(), more)
-        assert ended[0] == len(jobs)
+        loop.run_until_complete(ask_all())
 
     @torch.inference_mode()
     def _generate(self, group: Sequence[Prompt], started: float) -> None:
@@ -115,44 +117,74 @@ class Sides:
         self.first += first[:1] * len(group)
 
 
+@contextmanager
+def engine(kind: str, model: str, batch: int) -> Iterator[Side]:
+    """Work that sends the questions of a ``Sides`` to an engine of ``kind``."""
+    llm = load_video_llm(ModelConfig(path=model))
+    llm.end_tokens = []  # every answer has all of its tokens
+    config = EngineConfig.model_validate({"kind": kind, "max_batch": batch, "vllm": {"max_sequences": batch}})
+    loop = asyncio.new_event_loop()
+    batcher = Batcher(Engine(llm, config, MODEL, answerer_for(llm, config, _died)), config)
+
+    async def started() -> None:
+        batcher.start()
+
+    loop.run_until_complete(started())
+    try:
+        yield lambda sides: sides.through(batcher, loop)
+    finally:
+        loop.run_until_complete(batcher.stop())
+
+
+def _died() -> None:
+    raise UserError("vLLM's core died: see its lines above")
+
+
 def main(
+    kinds: Annotated[str, typer.Option(help="engine.kind, several by commas")] = "transformers",
     requests: Annotated[int, typer.Option(min=1, help="prompts")] = 32,
     tokens: Annotated[int, typer.Option(min=1, help="tokens of every answer")] = 32,
-    batch: Annotated[int, typer.Option(min=1, help="engine.max_batch")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="answers written together")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="turns of each side")] = 5,
     model: Annotated[str, typer.Option(help="'embedded' or a folder")] = "embedded",
 ) -> None:
     """Print tokens per second and time to the first token."""
     torch.set_num_threads(1)
     llm = load_video_llm(ModelConfig(path=model))
-    llm.end_tokens = []  # every answer has all of its tokens
     draw = random.Random(0)
     mixed = [draw.uniform(0.05, 0.95) for _ in range(requests)]
-    for name, retentions in {"mixed": mixed, "equal": [0.1] * requests}.items():
-        sides = Sides(llm, retentions, tokens, batch)
-        waits: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        engines = {kind: stack.enter_context(engine(kind, model, batch)) for kind in kinds.split(",")}
+        for name, retentions in {"mixed": mixed, "equal": [0.1] * requests}.items():
+            sides = Sides(llm, retentions, tokens, batch)
+            works = {"static": Sides.static} | engines
+            rows = _rows(sides, works, rounds)
+            title = f"{name} prompts ({sides.lengths()}), {requests} requests of {tokens} tokens, batches of {batch}"
+            show(title, ("", "tokens/s", "times static", "first token p95 ms"), rows)
 
-        def told(side: str, work: Work, sides: Sides = sides, waits: dict[str, list[float]] = waits) -> None:
-            work()
-            waits[side] = sorted(sides.first)
 
-        works: dict[str, Work] = {
-            "static": lambda sides=sides, told=told: told("static", sides.static),  # type: ignore[misc]
-            "engine": lambda sides=sides, told=told: told("engine", sides.together),  # type: ignore[misc]
-        }
-        alternating_rounds(works, 1)
-        times = alternating_rounds(works, rounds)
-        rows = []
-        for side, taken in times.items():
-            ratio = Spread.of(first / own for first, own in zip(times["static"], taken, strict=True))
-            p95 = waits[side][int(0.95 * len(waits[side]))]
-            speed = requests * tokens / Spread.of(taken).median
-            rows.append((side, f"{speed:.0f}", str(ratio), f"{1000 * p95:.0f}"))
-        show(
-            f"{name} prompts ({sides.lengths()}), {requests} requests of {tokens} tokens, batches of {batch}",
-            ("", "tokens/s", "times static", "first token p95 ms"),
-            rows,
+def _rows(sides: Sides, works: Mapping[str, Side], rounds: int) -> list[tuple[str, ...]]:
+    waits: dict[str, list[float]] = {name: [] for name in works}
+
+    def told(name: str) -> None:
+        works[name](sides)
+        waits[name] += sides.first
+
+    turns = {name: partial(told, name) for name in works}
+    alternating_rounds(turns, 1)
+    for wait in waits.values():
+        wait.clear()
+    times = alternating_rounds(turns, rounds)
+    written = len(sides.requests) * sides.tokens
+    return [
+        (
+            name,
+            f"{written / Spread.of(taken).median:.0f}",
+            str(Spread.of(first / own for first, own in zip(times["static"], taken, strict=True))),
+            f"{1000 * percentile(waits[name], 0.95):.0f}",
         )
+        for name, taken in times.items()
+    ]
 
 
 if __name__ == "__main__":

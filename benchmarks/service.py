@@ -59,7 +59,10 @@ def main(
             bench = Bench(port, config, clients, requests, rounds)
             bench.load("a new video in every request, 8 frames, 288 video tokens", 8, fresh=True)
             bench.load("one known video, 64 frames, 2304 video tokens", 64, fresh=False)
-            bench.overhead(first)
+            bench.overhead(first, "read by media replicas")
+            deploy(config.model_copy(update={"media": config.media.model_copy(update={"place": "engine"})}))
+            bench.overhead(first, "read by the engine")
+            deploy(config)
             bench.killed_replica()
             bench.updates(second)
 
@@ -97,7 +100,7 @@ class Bench:
             rows,
         )
 
-    def overhead(self, policy: str) -> None:
+    def overhead(self, policy: str, videos: str) -> None:
         """One client: the same questions by a direct call of the library and through the service, in turn."""
         compressor = Compressor.from_pretrained(policy)
         outcomes, clip = Outcomes(), self._draw()
@@ -113,7 +116,7 @@ class Bench:
                 "direct call of Compressor in one process": lambda: compressor(
                     path, clip.question, retention=0.1
                 ).answer(max_new_tokens=4),
-                "HTTP, ingress, media process, engine": lambda: send(self.url, clip.body("first", 0.1), outcomes, pool),
+                "HTTP, ingress, decoding process, engine": lambda: send(self.url, clip.body("first", 0.1), outcomes, pool),
             }
             alternating_rounds(sides, WARM_UP, before=another)
             times = alternating_rounds(sides, self.requests, before=another)
@@ -121,7 +124,7 @@ class Bench:
             raise UserError(f"one client alone got {outcomes.others()}: see Serve's logs")
         rows = [(name, 1000 * Spread.of(taken).median) for name, taken in times.items()]
         rows.append(("difference", rows[1][1] - rows[0][1]))
-        title = f"overhead at 10 %, one client, {self.requests} new videos each, in turn"
+        title = f"overhead at 10 %, one client, {self.requests} new videos each, {videos}, in turn"
         show(title, ("", "median ms"), [(name, f"{median_ms:.1f}") for name, median_ms in rows])
 
     def killed_replica(self) -> None:

@@ -33,6 +33,11 @@ def _host(text: str) -> str:
 class MediaConfig(Section):
     """Where videos may come from, how large they may be, and the processes that read them."""
 
+    place: Literal["replicas", "engine"] = Field(
+        "replicas",
+        description="who starts those processes: replicas that scale by themselves, or each engine replica on its own "
+        "machine, where no frame crosses Ray and an answer comes sooner",
+    )
     https_hosts: tuple[Annotated[str, AfterValidator(_host)], ...] = Field(
         (), description="exact hosts ('cdn.example.org', 'store:8443') that https URLs may name; '*': any; (): no https"
     )

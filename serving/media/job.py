@@ -14,7 +14,6 @@ from typing import Any
 from cacovid.data.video import DecodedVideo
 from serving.config import MediaConfig
 from serving.errors import ApiError
-from serving.media import limits
 from serving.media.decode import decode_file, decode_jpegs, no_memory
 from serving.media.fetch import copy_local, fetch_https, save_base64
 from serving.media.records import Sampling, VideoInput
@@ -29,7 +28,6 @@ class DecodingJob:
     video: VideoInput
     folder: str  # its own, empty, removed afterwards by whoever made it
     default_frames: int
-    config: MediaConfig
 
     def head(self) -> bytes:
         """Everything but the video's location, as JSON."""
@@ -38,7 +36,6 @@ class DecodingJob:
             "sampling": asdict(self.video.sampling),
             "folder": self.folder,
             "default_frames": self.default_frames,
-            "config": self.config.model_dump(mode="json"),
         }
         return json.dumps(fields).encode()
 
@@ -47,16 +44,15 @@ class DecodingJob:
         """The inverse of :meth:`head`."""
         fields: dict[str, Any] = json.loads(head)
         video = VideoInput(fields["kind"], location.decode(), Sampling(**fields["sampling"]))
-        return cls(video, fields["folder"], fields["default_frames"], MediaConfig.model_validate(fields["config"]))
+        return cls(video, fields["folder"], fields["default_frames"])
 
 
-def run(link: socket.socket) -> None:
-    """The life of a decoding process, from shutting itself in to the answer."""
+def run(link: socket.socket, config: MediaConfig) -> None:
+    """What a decoding process does: wait for its job, and answer."""
     job = DecodingJob.parse(receive(link), receive(link))
-    limits.enter(job.config)
     started = time.perf_counter()
     try:
-        video, key, fetched = _read(job)
+        video, key, fetched = _read(job, config)
     except ApiError as error:
         send(link, json.dumps({"error": list(error.args)}).encode())
         return
@@ -76,9 +72,9 @@ def run(link: socket.socket) -> None:
     link.sendall(video.frames.data.cast("B"))
 
 
-def _read(job: DecodingJob) -> tuple[DecodedVideo, str, float]:
+def _read(job: DecodingJob, config: MediaConfig) -> tuple[DecodedVideo, str, float]:
     """Frames, key, and when the bytes were here."""
-    video, config = job.video, job.config
+    video = job.video
     if video.kind == "frames":
         fetched = time.perf_counter()
         decoded, key = decode_jpegs(video.location, video.sampling, job.default_frames, config)

@@ -1,26 +1,27 @@
 """Reads videos in processes that can be killed: a hang, a crash or greed ends one process, not the service.
 
-    Sandbox.read --- one end of a socket pair ---> template --fork--> decoding process
-        |          <-- pidfd, to kill it by -------                        |
-        | --- DecodingJob, location -------------------------------------> | fetches and decodes, shut in
+    Sandbox.read --- one end of a socket pair ---> template --fork--> decoding process, shut in
+        |          <-- pidfd, to kill it by -------                        | waits for its video
+        | --- DecodingJob, location -------------------------------------> | fetches and decodes
         | <-- JSON head and raw frames, or a refusal --------------------- | ends
 
-Forking from a template that is single-threaded and warm takes milliseconds; forking the replica itself would copy
-its threads' locks and its secrets.
+One waits already when a video comes. Forking from a template that is single-threaded and warm takes milliseconds;
+forking the replica itself would copy its threads' locks and its secrets.
 """
 
 import asyncio
 import json
 import logging
 import os
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,14 +33,33 @@ from serving.media.records import Clip, VideoInput
 
 logger = logging.getLogger("cacovid.serving.media")
 
+TEMPLATE = "serving.media.template"
 _MAX_HEAD = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Process:
+    """A decoding process."""
+
+    link: socket.socket
+    handle: int  # a pidfd
+
+    def has_ended(self) -> bool:
+        return bool(select.select([self.handle], [], [], 0)[0])
+
+    def end(self) -> None:
+        """Kill it if it still runs."""
+        self.link.close()
+        with suppress(ProcessLookupError):  # it has ended by itself
+            signal.pidfd_send_signal(self.handle, signal.SIGKILL)
+        os.close(self.handle)
 
 
 class Sandbox:
     """Decoding processes of one service replica; at most ``config.concurrent_jobs`` at a time.
 
-    Each video gets a process of its own, forked from a template (about 5 ms) and gone afterwards.
-    Use from one event loop; ``close()`` ends the template.
+    Each video gets a process of its own, forked from a template beforehand where it can be, and gone afterwards.
+    Use from one event loop; ``close()`` ends all processes.
     """
 
     def __init__(self, config: MediaConfig, default_frames: int, retry_after_s: int = 2) -> None:
@@ -51,6 +71,8 @@ class Sandbox:
         self._held = 0
         self._template: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._waiting: _Process | None = None
+        self._making: asyncio.Task[None] | None = None
 
     @property
     def held(self) -> int:
@@ -69,7 +91,7 @@ class Sandbox:
         folder = tempfile.mkdtemp(prefix="cacovid-media-")
         try:
             async with self._running:
-                return await self._run(DecodingJob(video, folder, self._default_frames, self._config))
+                return await self._run(DecodingJob(video, folder, self._default_frames))
         finally:
             self._held -= 1
             shutil.rmtree(folder, ignore_errors=True)
@@ -89,6 +111,9 @@ class Sandbox:
 
     def close(self) -> None:
         """End the template and with it every decoding process."""
+        if self._waiting is not None:
+            self._waiting.end()
+            self._waiting = None
         if self._control is not None:
             self._control.close()
             self._control = None
@@ -98,16 +123,45 @@ class Sandbox:
             self._template = None
 
     async def _run(self, job: DecodingJob) -> Clip:
-        async with self._process() as (link, process):
+        process = await self._next()
+        try:
+            async with asyncio.timeout(self._config.job_timeout_s):
+                return await self._exchange(process.link, job)
+        except TimeoutError:
+            limit = self._config.job_timeout_s
+            raise bad_video("video_timeout", f"the video could not be read within {limit:.0f} s") from None
+        except (EOFError, OSError):
+            logger.warning("a decoding process died (pidfd %d); its video was refused", process.handle)
+            raise bad_video("unreadable_video", "the video broke its decoder or needs too much of it") from None
+        finally:
+            process.end()
+
+    async def _next(self) -> "_Process":
+        """A process for one video: the one that waits, or where there is none a fresh one. The next one is made."""
+        process, self._waiting = self._waiting, None
+        if process is not None and process.has_ended():
+            process.end()
+            process = None
+        process = process or await self._fresh()
+        if self._making is None or self._making.done():
+            self._making = asyncio.create_task(self._make())
+        return process
+
+    async def _make(self) -> None:
+        try:
+            self._waiting = await self._fresh()
+        except (EOFError, OSError) as error:
+            logger.warning("no decoding process could be made ready (%s); the next video asks for one", error)
+
+    async def _fresh(self) -> "_Process":
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with theirs:
             try:
-                async with asyncio.timeout(self._config.job_timeout_s):
-                    return await self._exchange(link, job)
-            except TimeoutError:
-                limit = self._config.job_timeout_s
-                raise bad_video("video_timeout", f"the video could not be read within {limit:.0f} s") from None
-            except (EOFError, OSError):
-                logger.warning("a decoding process died (pidfd %d); its video was refused", process)
-                raise bad_video("unreadable_video", "the video broke its decoder or needs too much of it") from None
+                return _Process(ours, await self._fork(theirs))
+            except BaseException:
+                ours.close()
+                raise
 
     async def _exchange(self, link: socket.socket, job: DecodingJob) -> Clip:
         loop = asyncio.get_running_loop()
@@ -123,24 +177,6 @@ class Sandbox:
         if "error" in answer:
             raise ApiError(*answer["error"])
         return await _clip(link, answer, self._config.max_decoded_bytes)
-
-    @asynccontextmanager
-    async def _process(self) -> AsyncIterator[tuple[socket.socket, int]]:
-        """A fresh decoding process; killed on the way out if it still runs."""
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        with ours:
-            with theirs:
-                handle = await self._fork(theirs)
-            try:
-                yield ours, handle
-            finally:
-                try:
-                    signal.pidfd_send_signal(handle, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass  # it has ended by itself
-                finally:
-                    os.close(handle)
 
     async def _fork(self, link: socket.socket) -> int:
         """A pidfd of a new child of the template, which is started afresh if it has died."""
@@ -184,7 +220,7 @@ class Sandbox:
         }
         with theirs:
             self._template = subprocess.Popen(
-                [sys.executable, "-m", "serving.media.template", str(theirs.fileno())],
+                [sys.executable, "-m", TEMPLATE, str(theirs.fileno()), self._config.model_dump_json()],
                 env=environment,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,

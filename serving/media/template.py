@@ -1,8 +1,8 @@
 """The process that decoding processes are forked from: it has imported what they need and nothing else.
 
-Run as ``python -m serving.media.template FD`` with a SOCK_SEQPACKET socket as FD. For each socket that it
-is handed it forks a child, and hands back a pidfd, by which the child can be killed whatever its pid has
-become. It holds no secrets: its environment is made for it.
+Run as ``python -m serving.media.template FD CONFIG`` with a SOCK_SEQPACKET socket as FD and ``MediaConfig`` as
+JSON. For each socket that it is handed it forks a child, and hands back a pidfd, by which the child can be killed
+whatever its pid has become. It holds no secrets: its environment is made for it.
 """
 
 import gc
@@ -19,7 +19,8 @@ import PIL.JpegImagePlugin  # noqa: F401  imported here, so that children need n
 import urllib3  # noqa: F401
 
 from cacovid.data.video import read_frames
-from serving.media import job
+from serving.config import MediaConfig
+from serving.media import job, limits
 
 
 def warm_up() -> None:
@@ -43,7 +44,7 @@ def _write_clip(path: Path) -> None:
         container.mux(stream.encode(None))
 
 
-def serve(control: socket.socket) -> None:
+def serve(control: socket.socket, config: MediaConfig) -> None:
     """Fork a child for every socket received, until the other side goes."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps; pidfds stay valid
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the service, which then closes the socket
@@ -54,7 +55,7 @@ def serve(control: socket.socket) -> None:
         pid = os.fork()
         if pid == 0:
             control.close()
-            _child(links[0])
+            _child(links[0], config)
         os.close(links[0])
         # The child lives: it waits for its job, which is sent after the pidfd has arrived.
         handle = os.pidfd_open(pid)
@@ -62,11 +63,12 @@ def serve(control: socket.socket) -> None:
         os.close(handle)
 
 
-def _child(descriptor: int) -> None:
+def _child(descriptor: int, config: MediaConfig) -> None:
     status = 1
     try:
+        limits.enter(config)
         with socket.socket(fileno=descriptor) as link:
-            job.run(link)
+            job.run(link, config)
             link.shutdown(socket.SHUT_WR)
         status = 0
     except (EOFError, BrokenPipeError):
@@ -79,4 +81,4 @@ def _child(descriptor: int) -> None:
 if __name__ == "__main__":
     warm_up()
     gc.freeze()  # a child's garbage collection then copies no pages of what was imported
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), MediaConfig.model_validate_json(sys.argv[2]))

@@ -27,10 +27,21 @@ _FIRST_PAUSE_S = 0.2  # before a second try, doubled from try to try: a replacem
 
 
 class ServeBackend:
-    """Media and engine replicas behind handles; see :class:`serving.backend.Backend`."""
+    """Media and engine replicas behind handles; see :class:`serving.backend.Backend`.
+
+    Args:
+        config: of the service.
+        media: None where engines read videos themselves.
+        engine: what answers.
+        ingress: the HTTP side itself, for its metrics.
+    """
 
     def __init__(
-        self, config: ServiceConfig, media: DeploymentHandle, engine: DeploymentHandle, ingress: DeploymentHandle
+        self,
+        config: ServiceConfig,
+        media: DeploymentHandle | None,
+        engine: DeploymentHandle,
+        ingress: DeploymentHandle,
     ) -> None:
         self._config = config
         self._media = media
@@ -96,8 +107,8 @@ class ServeBackend:
                     return refusal
         return Failed(_died())
 
-    def _clips(self, videos: Sequence[VideoInput]) -> list[DeploymentResponse]:
-        return [self._media.read.remote(video) for video in videos]
+    def _clips(self, videos: Sequence[VideoInput]) -> Sequence[DeploymentResponse | VideoInput]:
+        return videos if self._media is None else [self._media.read.remote(video) for video in videos]
 
     def _refusal(self, error: RayError | RayServeException) -> Failed | None:
         """What the client is told; None where another try may help, as after the death of a replica.

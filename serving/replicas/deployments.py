@@ -24,8 +24,10 @@ from serving.schema import ENGINE, INGRESS, MEDIA
 
 
 def build_application(config: ServiceConfig, samples: Sequence[Sample]) -> Application:
-    """The application of ``config``: three deployments, bound to each other."""
-    media = serve.deployment(MediaReplica, name=MEDIA).options(**_media_options(config)).bind(config)
+    """The application of ``config``: three deployments bound to each other, or two where engines read videos."""
+    media = None
+    if config.media.place == "replicas":
+        media = serve.deployment(MediaReplica, name=MEDIA).options(**_media_options(config)).bind(config)
     # Policies are user_config alone (see serving.schema): replicas do not hold them in their arguments.
     fixed = config.model_copy(update={"policies": {}})
     engine = serve.deployment(EngineReplica, name=ENGINE).options(**_engine_options(config)).bind(fixed)

@@ -1,8 +1,9 @@
 """The deployment that holds Video-LLM and policies."""
 
+import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ from serving.answerers import answerer_for
 from serving.config import ServiceConfig
 from serving.engine.records import EngineRequest, Event, Failed, ModelCard, Outcome
 from serving.logs import set_up_logs
-from serving.media.records import Clip
+from serving.media.records import Clip, VideoInput
+from serving.replicas.media import MediaReplica
 
 if TYPE_CHECKING:
     from serving.engine.batcher import Batcher
@@ -38,20 +40,21 @@ class EngineReplica:
         video_llm = load_video_llm(config.model)
         self._engine = Engine(video_llm, config.engine, config.base_id, answerer_for(video_llm, config.engine, _end))
         self._batcher = Batcher(self._engine, config.engine)
+        self._media = MediaReplica(config) if config.media.place == "engine" else None
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Serve the policies of ``user_config['policies']`` from the next batch on."""
         self._engine.load_policies(user_config["policies"])
         logger.info("policies: %s", ", ".join(card.id for card in self._engine.models()))
 
-    async def answer(self, request: EngineRequest, *clips: Clip | Failed) -> Outcome:
-        """The outcome as a whole."""
-        read = _all_read(clips)
+    async def answer(self, request: EngineRequest, *videos: Clip | Failed | VideoInput) -> Outcome:
+        """The outcome as a whole; videos that no media replica has read are read here."""
+        read = await self._read(videos)
         return read if isinstance(read, Failed) else await self._running().answer(request, read)
 
-    async def stream(self, request: EngineRequest, *clips: Clip | Failed) -> AsyncIterator[Event]:
+    async def stream(self, request: EngineRequest, *videos: Clip | Failed | VideoInput) -> AsyncIterator[Event]:
         """Events up to Finished or Failed."""
-        read = _all_read(clips)
+        read = await self._read(videos)
         if isinstance(read, Failed):
             yield read
             return
@@ -76,6 +79,20 @@ class EngineReplica:
         fault = self._running().fault()
         if fault:
             raise RuntimeError(fault)
+        if self._media is not None:
+            await self._media.check_health()
+
+    async def _read(self, videos: Sequence[Clip | Failed | VideoInput]) -> list[Clip] | Failed:
+        """The clips, or the refusal of the first video that has none."""
+        found = await asyncio.gather(*(self._clip(video) for video in videos))
+        refusal = next((clip for clip in found if isinstance(clip, Failed)), None)
+        return refusal or [clip for clip in found if isinstance(clip, Clip)]
+
+    async def _clip(self, video: Clip | Failed | VideoInput) -> Clip | Failed:
+        if not isinstance(video, VideoInput):
+            return video
+        assert self._media is not None
+        return await self._media.read(video)
 
     def _running(self) -> "Batcher":
         """The batcher, started in the loop that requests run in."""
@@ -87,9 +104,3 @@ def _end() -> None:
     """End this process, whose vLLM is dead: Serve starts another, and what was asked is sent there."""
     logger.error("this replica ends, because vLLM's core is dead")
     os._exit(1)
-
-
-def _all_read(clips: tuple[Clip | Failed, ...]) -> list[Clip] | Failed:
-    """The clips, or the refusal of the first video that has none."""
-    refusal = next((clip for clip in clips if isinstance(clip, Failed)), None)
-    return refusal or [clip for clip in clips if isinstance(clip, Clip)]

@@ -25,7 +25,7 @@ class Ingress:
         self,
         config: ServiceConfig,
         samples: Sequence[Sample],
-        media: DeploymentHandle,
+        media: DeploymentHandle | None,
         engine: DeploymentHandle,
     ) -> None:
         set_up_logs(config.log_level)

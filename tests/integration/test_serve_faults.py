@@ -11,7 +11,7 @@ import httpx2 as httpx
 import pytest
 
 from serving.config import ServiceConfig
-from serving.running import running_service
+from serving.running import deploy, running_service
 from tests.support.https_server import HttpsServer, https_server
 from tests.support.ports import free_port
 from tests.support.processes import decoders, processes
@@ -50,26 +50,35 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def service(cluster, tmp_path_factory) -> Iterator[Service]:
+def media(tmp_path_factory) -> Iterator[HttpsServer]:
+    with https_server(tmp_path_factory.mktemp("https")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def config(media, tmp_path_factory) -> ServiceConfig:
     model = save_tiny_model("llava_onevision", tmp_path_factory.mktemp("models") / "tiny")
-    with https_server(tmp_path_factory.mktemp("https")) as media:
-        config = ServiceConfig.model_validate(
-            {
-                "model": {"path": str(model), "num_frames": 8},
-                "media": {
-                    "https_hosts": [f"localhost:{media.port}"],
-                    "private_networks": ["127.0.0.1/32", "::1/128"],
-                    "ca_file": str(media.ca_file),
-                    "cpus": 0.1,
-                    "max_replicas": 1,
-                },
-                "engine": {"cpus": 0.1, "max_tokens": LONG},
-                "api": {"cpus": 0.1, "max_replicas": 1, "page": False},
-            }
-        )
-        port = free_port()
-        with running_service(config, "127.0.0.1", port):
-            yield Service(f"http://127.0.0.1:{port}", media)
+    return ServiceConfig.model_validate(
+        {
+            "model": {"path": str(model), "num_frames": 8},
+            "media": {
+                "https_hosts": [f"localhost:{media.port}"],
+                "private_networks": ["127.0.0.1/32", "::1/128"],
+                "ca_file": str(media.ca_file),
+                "cpus": 0.1,
+                "max_replicas": 1,
+            },
+            "engine": {"cpus": 0.1, "max_tokens": LONG},
+            "api": {"cpus": 0.1, "max_replicas": 1, "page": False},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def service(cluster, config, media) -> Iterator[Service]:
+    port = free_port()
+    with running_service(config, "127.0.0.1", port):
+        yield Service(f"http://127.0.0.1:{port}", media)
 
 
 def left_early(service: Service, seconds: float) -> None:
@@ -96,6 +105,10 @@ def test_a_client_that_leaves_ends_its_answer(service, leave):
 
 
 def test_a_client_that_leaves_ends_the_reading_of_its_video(service):
+    ends_its_reading(service)
+
+
+def ends_its_reading(service: Service) -> None:
     trickling = messages(url=service.media.url("/trickle"))
     with concurrent.futures.ThreadPoolExecutor(1) as pool, httpx.Client(timeout=3.0) as client:
         asked = pool.submit(client.post, f"{service.url}/v1/chat/completions", json=BODY | {"messages": trickling})
@@ -144,6 +157,11 @@ class Load:
 
 @pytest.mark.parametrize("deployment", ["media", "engine"])
 def test_a_killed_replica_loses_no_answer_and_no_stream(service, deployment):
+    loses_nothing(service, deployment)
+
+
+def loses_nothing(service: Service, deployment: str) -> None:
+    """Under load, by the death of the only replica."""
     (replica,) = processes(f"ServeReplica:cacovid:{deployment}")
     with Load(service, max_tokens=40) as load:
         wait_until(lambda: load.answered > 4)
@@ -167,3 +185,18 @@ def test_an_engine_that_hangs_is_replaced(service):
         before = load.answered
         wait_until(lambda: load.answered > before, PATIENCE_S)
     assert {status for status, _ in load.outcomes} <= {200, 503}
+
+
+def test_engines_that_read_videos_themselves_answer_the_same_through_the_same_faults(service, config):
+    """Last in this file: the service stays as it is then."""
+    before = service.post(max_tokens=40).json()
+    deploy(config.model_copy(update={"media": config.media.model_copy(update={"place": "engine"})}))
+    wait_until(lambda: not processes("ServeReplica:cacovid:media"))
+    after = service.post(max_tokens=40).json()
+    assert after["choices"] == before["choices"]
+    assert after["usage"]["timings"]["decode_ms"] > 0
+    assert service.stream(max_tokens=40) == (200, before["choices"][0]["message"]["content"])
+    broken = service.post(messages=messages(url="data:video/mp4;base64,AAAA"))
+    assert (broken.status_code, broken.json()["error"]["code"]) == (422, "unreadable_video")
+    ends_its_reading(service)
+    loses_nothing(service, "engine")

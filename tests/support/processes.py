@@ -11,16 +11,15 @@ def processes(name: str) -> list[psutil.Process]:
 
 
 def decoders() -> list[psutil.Process]:
-    """Decoding processes: children of templates, by whose command line they go."""
-    found = processes(TEMPLATE)
-    templates = {process.pid for process in found}
-    return [process for process in found if _parent(process) in templates]
+    """Decoding processes at work: children of templates but for the youngest of each, which waits for a video."""
+    return [process for template in templates() for process in sorted(template.children(), key=_age)[:-1]]
 
 
 def templates() -> list[psutil.Process]:
-    """What decoding processes are forked from."""
-    forked = {process.pid for process in decoders()}
-    return [process for process in processes(TEMPLATE) if process.pid not in forked]
+    """What decoding processes are forked from, by whose command line they go."""
+    found = processes(TEMPLATE)
+    pids = {process.pid for process in found}
+    return [process for process in found if _parent(process) not in pids]
 
 
 def is_running(pid: int) -> bool:
@@ -36,6 +35,10 @@ def _command_line(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""  # it has just ended
+
+
+def _age(process: psutil.Process) -> tuple[float, int]:
+    return process.create_time(), process.pid
 
 
 def _parent(process: psutil.Process) -> int | None:

@@ -81,8 +81,9 @@ def _died() -> None:
 @contextmanager
 def running(config: ServiceConfig, samples: Sequence[Sample] = (), keys: Sequence[str] = (KEY,)) -> Iterator[Running]:
     """Serve ``config`` on a free port of loopback until the block ends."""
-    # vLLM takes the language model's layers away: not from the one that other tests share.
-    llm = embedded_llm() if config.engine.kind == "transformers" else load_video_llm(config.model)
+    # Another engine takes the language model's layers away: not from the one that other tests share.
+    shared = config.engine.kind == "transformers" and config.model == ServiceConfig().model
+    llm = embedded_llm() if shared else load_video_llm(config.model)
     engine = Engine(llm, config.engine, config.base_id, answerer_for(llm, config.engine, _died))
     engine.load_policies(config.policies)
     telemetry, admission = Telemetry("test"), Admission()

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2 as httpx
 import psutil
@@ -39,6 +40,8 @@ def config(tmp_path_factory) -> ServiceConfig:
             "engine": {
                 "kind": "vllm",
                 "cpus": 0.1,
+                "ongoing": 4,
+                "waiting": 2,
                 "max_tokens": 1900,
                 "max_prompt_tokens": 2048,
                 "vllm": {"kv_cache_bytes": 32 * MIB},
@@ -113,6 +116,29 @@ def test_a_client_that_leaves_ends_its_answer(service):
 
     wait_until(rests, PATIENCE_S)
     assert drawn(service) - before < 1900, "vLLM went on for nobody"
+
+
+def test_what_finds_no_room_is_refused_at_once(service):
+    """Four answers under way, two waiting."""
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda _: service.post(max_tokens=400), range(12)))
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert {answer.status_code for answer in answers} == {200, 503}
+    assert len(refused) <= 6
+    assert all(int(answer.headers["Retry-After"]) > 0 for answer in refused)
+
+
+def test_other_settings_let_answers_under_way_end(service, config):
+    old, (replica,) = core(), replicas()
+    other = config.model_copy(update={"engine": config.engine.model_copy(update={"max_batch": 4})})
+    with Load(service, max_tokens=400) as load:
+        wait_until(lambda: load.answered > 2, PATIENCE_S)
+        deploy(other)
+        wait_until(lambda: not is_running(old.pid), PATIENCE_S)
+    assert {status for status, _ in load.outcomes} == {200}, load.outcomes
+    assert len({text for _, text in load.outcomes}) == 1
+    assert not is_running(replica.pid)
+    assert core() != old
 
 
 def test_a_killed_core_loses_nothing_that_was_accepted(service):

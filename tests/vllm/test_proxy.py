@@ -13,12 +13,15 @@ import psutil
 import pytest
 from transformers import Qwen2ForCausalLM
 
+from serving.config import ServiceConfig
 from tests.support.ports import free_port
 from tests.support.processes import processes
 from tests.support.serving_server import BASE, POLICY, Running, embedded_llm, running, service_config
 from tests.support.serving_videos import clip_bytes, data_url
+from tests.support.tiny_models import save_tiny_model
 from tests.support.waiting import wait_until
 from tests.unit.serving.test_api import ask, messages, question_about
+from tests.vllm.engines import HEAD
 
 pytestmark = pytest.mark.vllm
 
@@ -86,12 +89,11 @@ def ours() -> Iterator[Running]:
         yield service
 
 
-@pytest.mark.parametrize("retention", [0.05, 0.25, 1.0])
-def test_the_answer_is_this_services_own(proxy, ours, retention):
-    wish = {"compression": {"retention": retention, "positions": "contiguous"}}
-    for place in range(3):
+def say_the_same(proxy: Running, ours: Running, clips: int, **wish) -> None:
+    """Both services about the first ``clips`` clips: words, ends and log-probabilities."""
+    for place in range(clips):
         text, _ = question_about(place)
-        asked = {"messages": messages(text, data_url(clip_bytes(place))), "extra_body": wish, "max_tokens": 8}
+        asked = {"messages": messages(text, data_url(clip_bytes(place))), "max_tokens": 8} | wish
         told = [ask(each.client(), logprobs=True, top_logprobs=3, **asked) for each in (proxy, ours)]
         there, here = (completion.choices[0] for completion in told)
         assert there.message == here.message
@@ -100,6 +102,24 @@ def test_the_answer_is_this_services_own(proxy, ours, retention):
         for one, two in zip(there.logprobs.content, here.logprobs.content, strict=True):
             assert (one.token, one.logprob) == (two.token, pytest.approx(two.logprob, abs=1e-4))
             assert [each.token for each in one.top_logprobs] == [each.token for each in two.top_logprobs]
+
+
+@pytest.mark.parametrize("retention", [0.05, 0.25, 1.0])
+def test_the_answer_is_this_services_own(proxy, ours, retention):
+    say_the_same(proxy, ours, 3, extra_body={"compression": {"retention": retention, "positions": "contiguous"}})
+
+
+def test_a_whole_qwen_with_its_tower_on_the_other_side_says_the_same(tmp_path):
+    """What a user of Qwen2.5-VL already runs; its rotary position of three parts counts embeddings like text."""
+    model = {"path": str(save_tiny_model("qwen2_5_vl", tmp_path / "qwen", head=HEAD)), "num_frames": 4}
+    with (
+        vllm_server(Path(model["path"]), tmp_path / "log") as url,
+        running(ServiceConfig(model=model, engine={"kind": "upstream", "upstream": {"url": url}})) as proxy,
+        running(ServiceConfig(model=model)) as ours,
+    ):
+        for retention in (0.25, 1.0):
+            wish = {"retention": retention, "positions": "contiguous", "method": "uniform"}
+            say_the_same(proxy, ours, 2, model=ours.config.base_id, extra_body={"compression": wish})
 
 
 def test_streams_stops_texts_and_penalties_go_through(proxy, ours):

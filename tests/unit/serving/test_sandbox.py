@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+import psutil
 import pytest
 
 from serving.config import MediaConfig
@@ -110,9 +111,30 @@ def test_a_request_that_is_given_up_while_the_template_starts_leaves_its_process
         for outcome in await asyncio.gather(task, sandbox.read(hanging(server)), return_exceptions=True):
             assert isinstance(outcome, (asyncio.CancelledError, ApiError))
         await until(lambda: not decoders(), 30)  # the second one is killed at its deadline
-        assert not held_processes()
+        assert len(held_processes()) == 1, "that which waits"
 
     with_sandbox(server, work, job_timeout_s=0.6)
+    assert not held_processes()
+
+
+def test_the_next_process_waits_for_its_video_and_is_replaced_where_it_has_died(server):
+    def waiting() -> list[psutil.Process]:
+        return [child for template in templates() for child in template.children()]
+
+    async def work(sandbox: Sandbox) -> Clip:
+        await sandbox.read(SMALL)
+        await until(lambda: len(waiting()) == 1)
+        (first,) = waiting()
+        await sandbox.read(SMALL)
+        await until(lambda: len(waiting()) == 1)
+        (second,) = waiting()
+        assert first != second, "one video, one process"
+        second.kill()
+        await until(lambda: not waiting())
+        return await sandbox.read(SMALL)
+
+    assert with_sandbox(server, work).frames.shape[0] == 8
+    assert not waiting()
 
 
 def test_more_videos_than_may_wait_are_turned_away(server):
