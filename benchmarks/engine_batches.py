@@ -13,11 +13,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import torch
 import typer
 
+from benchmarks.endless import NAME, endless_model
 from benchmarks.load import percentile
 from benchmarks.table import show
 from benchmarks.timing import Spread, alternating_rounds
@@ -35,8 +38,6 @@ from serving.engine.prompts import Job, Prompt, PromptBuilder
 from serving.engine.records import CompressionWish, Decoding, Delta, EngineRequest, Finished
 from serving.media.records import Clip
 
-MODEL = "model"
-
 Side = Callable[["Sides"], object]
 
 
@@ -52,7 +53,7 @@ class Sides:
         self.clips = [Clip(clip, tuple(map(float, range(len(clip)))), 8.0, 1.0, "clip", 0.0, 0.0)]
         content = [{"type": "video"}, {"type": "text", "text": "what color is the ring object"}]
         self.requests = [
-            EngineRequest(MODEL, ({"role": "user", "content": content},), wish, Decoding(tokens))
+            EngineRequest(NAME, ({"role": "user", "content": content},), wish, Decoding(tokens))
             for wish in (CompressionWish(retention=retention, method="uniform") for retention in retentions)
         ]
         builder = PromptBuilder(llm, EngineConfig())
@@ -121,10 +122,9 @@ class Sides:
 def engine(kind: str, model: str, batch: int) -> Iterator[Side]:
     """Work that sends the questions of a ``Sides`` to an engine of ``kind``."""
     llm = load_video_llm(ModelConfig(path=model))
-    llm.end_tokens = []  # every answer has all of its tokens
-    config = EngineConfig.model_validate({"kind": kind, "max_batch": batch, "vllm": {"max_sequences": batch}})
+    config = EngineConfig.model_validate({"kind": kind, "max_batch": batch})
     loop = asyncio.new_event_loop()
-    batcher = Batcher(Engine(llm, config, MODEL, answerer_for(llm, config, _died)), config)
+    batcher = Batcher(Engine(llm, config, NAME, answerer_for(llm, config, _died)), config)
 
     async def started() -> None:
         batcher.start()
@@ -144,16 +144,18 @@ def main(
     kinds: Annotated[str, typer.Option(help="engine.kind, several by commas")] = "transformers",
     requests: Annotated[int, typer.Option(min=1, help="prompts")] = 32,
     tokens: Annotated[int, typer.Option(min=1, help="tokens of every answer")] = 32,
-    batch: Annotated[int, typer.Option(min=1, help="answers written together")] = 8,
+    batch: Annotated[
+        int, typer.Option(min=1, help="answers that transformers write together; vLLM has its default")
+    ] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="turns of each side")] = 5,
-    model: Annotated[str, typer.Option(help="'embedded' or a folder")] = "embedded",
 ) -> None:
     """Print tokens per second and time to the first token."""
     torch.set_num_threads(1)
-    llm = load_video_llm(ModelConfig(path=model))
     draw = random.Random(0)
     mixed = [draw.uniform(0.05, 0.95) for _ in range(requests)]
     with ExitStack() as stack:
+        model = endless_model(Path(stack.enter_context(TemporaryDirectory())) / NAME)
+        llm = load_video_llm(ModelConfig(path=model))
         engines = {kind: stack.enter_context(engine(kind, model, batch)) for kind in kinds.split(",")}
         for name, retentions in {"mixed": mixed, "equal": [0.1] * requests}.items():
             sides = Sides(llm, retentions, tokens, batch)

@@ -8,8 +8,6 @@ their tokens: the model is the embedded one with an end token that it never draw
 """
 
 import itertools
-import json
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,18 +18,15 @@ import psutil
 import torch
 import typer
 
+from benchmarks.endless import NAME, endless_model
 from benchmarks.load import LoadClip, Outcomes, bounded_load, percentile, send_streamed
 from benchmarks.service import ENGINE_PROCESS, HOST, free_port
 from benchmarks.table import show
-from cacovid.config import ModelConfig
 from cacovid.embedded.splits import split_seeds
-from cacovid.embedded.tokenizer import UNKNOWN, VOCABULARY
-from cacovid.models.loading import load_video_llm, resolve_path
 from cluster.ray_cluster import connected
 from serving.config import ServiceConfig
 from serving.running import running_service
 
-NAME = "endless"
 COLUMNS = (
     *("retention", "requests/s", "tokens/s", "first p50 ms", "p95", "p99", "whole p95", "of the ideal", "not 200"),
 )
@@ -93,19 +88,6 @@ def _show(title: str, outcomes: dict[float, Outcomes]) -> None:
         slowest = f"{1000 * found.percentile(0.95):.0f}"
         rows.append((f"{retention:.0%}", *rates, *firsts, slowest, ideal, found.others()))
     show(title, COLUMNS, rows)
-
-
-def endless_model(folder: Path) -> str:
-    """The embedded model in ``folder``, whose answers have no end."""
-    shutil.copytree(resolve_path("embedded"), folder)
-    for name, field, value in (
-        ("generation_config.json", "eos_token_id", VOCABULARY[UNKNOWN]),
-        ("tokenizer_config.json", "eos_token", UNKNOWN),
-    ):
-        path = folder / name
-        path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
-    assert load_video_llm(ModelConfig(path=str(folder))).end_tokens == [VOCABULARY[UNKNOWN]]
-    return str(folder)
 
 
 @contextmanager

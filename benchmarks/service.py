@@ -116,7 +116,7 @@ class Bench:
                 "direct call of Compressor in one process": lambda: compressor(
                     path, clip.question, retention=0.1
                 ).answer(max_new_tokens=4),
-                "HTTP, ingress, decoding process, engine": lambda: send(self.url, clip.body("first", 0.1), outcomes, pool),
+                "HTTP, ingress, decoder, engine": lambda: send(self.url, clip.body("first", 0.1), outcomes, pool),
             }
             alternating_rounds(sides, WARM_UP, before=another)
             times = alternating_rounds(sides, self.requests, before=another)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import urllib3
 
-from benchmarks.engines import endless_model
+from benchmarks.endless import endless_model
 from benchmarks.load import LOST, LoadClip, Outcomes, bounded_load, send, send_streamed, steady_load
 from cacovid.config import ModelConfig
 from cacovid.models.loading import load_video_llm
