@@ -4,13 +4,16 @@
     python -m benchmarks.engines --clients 8 --tokens 32 --requests 8 --videos known     # minutes
 
 Every engine has a service of its own, one after the other; within it the retentions take turns. Answers have all of
-their tokens: the model is the embedded one with an end token that it never draws. Everything runs on this machine.
+their tokens: the model is the embedded one with an end token that it never draws. No two requests ask the same: a known
+video is asked about another object each time, and a method that reads the question keeps other tokens for it, so that
+vLLM's prefix cache helps with all tokens alone. Everything runs on this machine.
 """
 
 import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,9 +22,10 @@ import torch
 import typer
 
 from benchmarks.endless import NAME, endless_model
-from benchmarks.load import LoadClip, Outcomes, bounded_load, percentile, send_streamed
+from benchmarks.load import Body, LoadClip, Outcomes, bounded_load, percentile, send_streamed
 from benchmarks.service import ENGINE_PROCESS, HOST, free_port
 from benchmarks.table import show
+from cacovid.embedded.glyphs import COLOUR_NAMES, SHAPES
 from cacovid.embedded.splits import split_seeds
 from cluster.ray_cluster import connected
 from serving.config import ServiceConfig
@@ -40,17 +44,19 @@ def main(
     videos: Annotated[str, typer.Option(help="'new', 'known' or both by commas")] = "new,known",
     frames: Annotated[int, typer.Option(min=1, help="frames of each video")] = 64,
     requests: Annotated[int, typer.Option(min=1, help="requests of one cell and client")] = 4,
+    prefix_caching: Annotated[bool, typer.Option(help="engine.vllm.prefix_caching")] = True,
 ) -> None:
     """Print one table for each engine, number of clients, kind of videos and length of answers."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         model = endless_model(Path(folder) / NAME)
+        seeds = iter(split_seeds("development", 100_000))
         for kind in kinds.split(","):
-            with _service(kind, model) as url:
+            with _service(kind, model, prefix_caching) as url:
                 cells = itertools.product(_numbers(clients), videos.split(","), _numbers(tokens))
                 for count, which, length in cells:
                     title = f"{kind}, {count} clients, {which} videos of {frames} frames, answers of {length} tokens"
-                    load = Load(url, count, length, frames, known=which == "known")
+                    load = Load(url, count, length, frames, seeds, known=which == "known")
                     _show(title, load.outcomes([float(each) for each in retentions.split(",")], requests))
                 typer.echo(f"peak memory of the engine's processes: {_memory() / 2**30:.2f} GiB")
 
@@ -58,10 +64,11 @@ def main(
 class Load:
     """One cell of the grid."""
 
-    def __init__(self, url: str, clients: int, tokens: int, frames: int, *, known: bool) -> None:
+    def __init__(self, url: str, clients: int, tokens: int, frames: int, seeds: Iterator[int], *, known: bool) -> None:
         self._url, self._clients, self._tokens, self._frames = url, clients, tokens, frames
-        self._seeds = itertools.cycle(split_seeds("development", 10_000))
-        self._known = LoadClip.draw(next(self._seeds)) if known else None
+        self._seeds = seeds
+        self._known = LoadClip.draw(next(seeds)) if known else None
+        self._questions = itertools.cycle(itertools.product(SHAPES, COLOUR_NAMES, range(100)))
 
     def outcomes(self, retentions: Sequence[float], requests: int) -> dict[float, Outcomes]:
         """By retention; a first round of one request a client warms up."""
@@ -70,11 +77,15 @@ class Load:
         return {retention: self._round(retention, requests) for retention in retentions}
 
     def _round(self, retention: float, requests: int) -> Outcomes:
-        clips = [self._known or LoadClip.draw(next(self._seeds)) for _ in range(requests * self._clients)]
-        bodies = [clip.body(NAME, retention, self._frames) | {"max_tokens": self._tokens} for clip in clips]
-        for body in bodies:
-            body["compression"] = {"retention": retention, "method": "uniform"}
+        bodies = [self._body(retention) for _ in range(requests * self._clients)]
         return bounded_load(self._url, bodies, self._clients, send_streamed)
+
+    def _body(self, retention: float) -> Body:
+        clip = self._known or LoadClip.draw(next(self._seeds))
+        shape, colour, number = next(self._questions)
+        asked = replace(clip, question=f"what color is the {shape} object {colour} {number}")
+        body = asked.body(NAME, retention, self._frames) | {"max_tokens": self._tokens}
+        return body | {"compression": {"retention": retention, "method": "text-cosine"}}
 
 
 def _show(title: str, outcomes: dict[float, Outcomes]) -> None:
@@ -91,8 +102,9 @@ def _show(title: str, outcomes: dict[float, Outcomes]) -> None:
 
 
 @contextmanager
-def _service(kind: str, model: str) -> Iterator[str]:
-    engine = {"kind": kind, "ongoing": 64, "waiting": 64, "max_prompt_tokens": 4096}
+def _service(kind: str, model: str, prefix_caching: bool) -> Iterator[str]:
+    vllm = {"prefix_caching": prefix_caching}
+    engine = {"kind": kind, "ongoing": 64, "waiting": 64, "max_prompt_tokens": 4096, "vllm": vllm}
     config = ServiceConfig.model_validate({"model": {"path": model}, "engine": engine, "media": {"waiting_jobs": 64}})
     port = free_port()
     with connected(None), running_service(config, HOST, port):

@@ -8,7 +8,7 @@ seed, so that the second try says the same. A stream goes on where it stopped, i
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Any
 
 from prometheus_client import Metric
@@ -48,10 +48,15 @@ class ServeBackend:
         self._engine = engine
         self._streams = engine.options(stream=True)
         self._ingress = ingress
+        # Serve counts a request as waiting once its videos are read: of many at once it would refuse none.
+        self._room = asyncio.Semaphore(config.engine.max_replicas * config.engine.ongoing + config.engine.waiting)
 
     async def answer(self, request: EngineRequest, videos: Sequence[VideoInput]) -> Outcome:
         """The outcome as a whole."""
-        outcome: Outcome = await self._tried(lambda: self._engine.answer.remote(request, *self._clips(videos)))
+        if self._room.locked():
+            return self._full()
+        async with self._room:
+            outcome: Outcome = await self._tried(lambda: self._engine.answer.remote(request, *self._clips(videos)))
         return outcome
 
     async def models(self) -> list[ModelCard]:
@@ -70,6 +75,14 @@ class ServeBackend:
 
     async def stream(self, request: EngineRequest, videos: Sequence[VideoInput]) -> AsyncGenerator[Event, None]:
         """Events up to Finished or Failed."""
+        if self._room.locked():
+            yield self._full()
+            return
+        async with self._room, aclosing(self._events(request, videos)) as events:
+            async for event in events:
+                yield event
+
+    async def _events(self, request: EngineRequest, videos: Sequence[VideoInput]) -> AsyncGenerator[Event, None]:
         sent = _Sent()
         for attempt in range(self._config.engine.retries + 1):
             await self._pause(attempt)
@@ -120,7 +133,7 @@ class ServeBackend:
             RayError: what another try would not mend: faults of our own code, and a request that was given up.
         """
         if isinstance(error, BackPressureError):
-            return Failed(overloaded("the queue is full", self._config.api.retry_after_s))
+            return self._full()
         if isinstance(error, DeploymentUnavailableError):
             return Failed(ApiError(503, "unavailable", "the service has not started", retry_after_s=10))
         cause = error.cause if isinstance(error, RayTaskError) else error
@@ -128,6 +141,9 @@ class ServeBackend:
             raise error
         logger.warning("a replica was lost (%s); its request is sent again", type(cause).__name__)
         return None
+
+    def _full(self) -> Failed:
+        return Failed(overloaded("the queue is full", self._config.api.retry_after_s))
 
     async def _pause(self, attempt: int) -> None:
         if attempt:

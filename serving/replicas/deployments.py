@@ -4,7 +4,7 @@
                           |                                                                  v
                           +--------------------------------------------------> engine: tower, policy, LLM
 
-Queues and their bounds: each ingress holds ``api.max_in_flight`` requests; its handle to the engines lets
+Queues and their bounds: each ingress holds ``api.max_in_flight`` requests; it and its handle to the engines let
 ``engine.waiting`` wait while every replica holds ``engine.ongoing``; the media handle likewise. A full
 one answers 503 with Retry-After at once.
 """

@@ -235,3 +235,27 @@ def test_a_stream_that_would_contradict_itself_ends_with_an_error():
 def test_a_stream_of_a_full_queue_is_refused():
     (failed,) = streamed(Handle([full()]))
     assert failed.error.code == "overloaded"
+
+
+def test_of_many_requests_at_once_no_more_wait_than_may():
+    """Serve would count them once their videos are read, when all have come in."""
+    config = ServiceConfig(engine={"max_replicas": 1, "ongoing": 2, "waiting": 1})
+
+    class Slow(Response):
+        def __await__(self):
+            async def result():
+                await asyncio.sleep(0.2)
+                return ANSWER
+
+            return result().__await__()
+
+    async def ask():
+        handle = Handle(*[Slow(ANSWER) for _ in range(3)], ANSWER)
+        backend = ServeBackend(config, Handle(), handle, Handle())
+        first = await asyncio.gather(*(backend.answer(REQUEST, []) for _ in range(5)))
+        return first, await backend.answer(REQUEST, [])
+
+    first, later = asyncio.run(ask())
+    assert first[:3] == [ANSWER] * 3
+    assert [failed.error.code for failed in first[3:]] == ["overloaded"] * 2
+    assert later == ANSWER, "there is room again"
