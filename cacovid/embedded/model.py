@@ -4,6 +4,7 @@ SigLIP tower (width 64, 2 layers, patch 8), whose 12x12 patches a frame are pool
 16-pixel cell each; Qwen2 language model (width 128, 4 layers, 4 heads on 2 key-value heads).
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -33,12 +34,23 @@ from cacovid.seeding import derive_seed
 
 PATCH: Final = 8
 WIDTH: Final = 128
+HEAD: Final = 32  # width of a head
 TOWER_WIDTH: Final = 64
 _INITIAL_STD = 0.05  # wider than Qwen2's 0.02, which suits layers of thousands, not 128
 
 
-def model_config(words: int = len(VOCABULARY), rope_theta: float = 1e4) -> LlavaOnevisionConfig:
-    """The architecture; the second world has more words and slower rotary positions."""
+@dataclass(frozen=True)
+class LanguageShape:
+    """What the worlds' language models differ in."""
+
+    words: int = len(VOCABULARY)
+    rope_theta: float = 1e4
+    heads: int = 4  # twice as many as key-value heads, 32 wide
+    inner: int = 2 * WIDTH  # of the feed-forward layers
+
+
+def model_config(shape: LanguageShape) -> LlavaOnevisionConfig:
+    """The architecture."""
     vision = SiglipVisionConfig(
         hidden_size=TOWER_WIDTH,
         intermediate_size=2 * TOWER_WIDTH,
@@ -49,15 +61,16 @@ def model_config(words: int = len(VOCABULARY), rope_theta: float = 1e4) -> Llava
         vision_use_head=False,
     )
     text = Qwen2Config(
-        vocab_size=words,
+        vocab_size=shape.words,
         hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
+        intermediate_size=shape.inner,
         num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads // 2,
+        head_dim=HEAD,
         max_position_embeddings=4096,
         initializer_range=_INITIAL_STD,
-        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=VOCABULARY[TURN_END],
@@ -75,13 +88,11 @@ def model_config(words: int = len(VOCABULARY), rope_theta: float = 1e4) -> Llava
     )
 
 
-def new_model(
-    seed: int, words: int = len(VOCABULARY), rope_theta: float = 1e4
-) -> LlavaOnevisionForConditionalGeneration:
+def new_model(seed: int, shape: LanguageShape | None = None) -> LlavaOnevisionForConditionalGeneration:
     """An untrained model; its initial weights depend on ``seed`` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("embedded model", seed))
-        model = LlavaOnevisionForConditionalGeneration(model_config(words, rope_theta))
+        model = LlavaOnevisionForConditionalGeneration(model_config(shape or LanguageShape()))
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=VOCABULARY[TURN_END], pad_token_id=VOCABULARY[PAD], max_new_tokens=8
     )

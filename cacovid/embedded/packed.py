@@ -50,11 +50,12 @@ def read_packed(
     ids: Tensor,
     lengths: Sequence[int],
     tokens: int,
+    layers: Sequence[int] = (2, 3, 4),
 ) -> tuple[Tensor, ...]:
     """Run the language model on retained features (B, k, D) of ``tokens`` and on questions (B, Lq).
 
     Returns:
-        Outputs of layers 2, 3 and 4 on the questions, each (B, Lq, D); the last one is normalised.
+        Outputs of ``layers`` on the questions, each (B, Lq, D); that of layer 4 is normalised.
     """
     batch = len(ids)
     embed = model.get_input_embeddings()
@@ -71,4 +72,4 @@ def read_packed(
         output_hidden_states=True,
         use_cache=False,
     )
-    return tuple(outputs.hidden_states[layer][:, -ids.shape[1] :] for layer in (2, 3, 4))
+    return tuple(outputs.hidden_states[layer][:, -ids.shape[1] :] for layer in layers)

@@ -13,7 +13,7 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 from cacovid.config import ModelConfig
 from cacovid.embedded.build import REPORT, check_free, timed
-from cacovid.embedded.model import new_model, save_model
+from cacovid.embedded.model import LanguageShape, new_model, save_model
 from cacovid.embedded.progress import Progress, silent
 from cacovid.embedded.second.corpus import cache_scenes, scene_frames
 from cacovid.embedded.second.lookup import start_with_lookup
@@ -26,7 +26,8 @@ from cacovid.embedded.train_tower import Classes, TowerTraining, train_tower
 from cacovid.models.loading import load_video_llm, resolve_path
 
 CLASSES: Final = Classes(NO_KIND + 1, NO_COLOUR + 1, HOURS)
-_ROPE_THETA = 1e9  # world 1's 1e4 turns all but a few of a head's dimensions several times within 2,304 positions
+# World 1's theta of 1e4 turns all but a few of a head's dimensions several times within 2,304 positions.
+SHAPE: Final = LanguageShape(len(SECOND_VOCABULARY), rope_theta=1e9, heads=8, inner=384)
 
 CURRICULUM: Final = (
     Stage("dense", steps=900, scenes=16, fewest=0.015, most=0.05, sure=0.95),
@@ -102,7 +103,7 @@ _FIRST_SCENE = 500_000  # of the split that the tiny models are trained on
 
 def first_model(seed: int) -> LlavaOnevisionForConditionalGeneration:
     """World 1's tower before a new language model with more words and slower rotary positions."""
-    model = new_model(seed, len(SECOND_VOCABULARY), _ROPE_THETA)
+    model = new_model(seed, SHAPE)
     first = LlavaOnevisionForConditionalGeneration.from_pretrained(resolve_path("embedded")).model
     model.model.vision_tower.load_state_dict(first.vision_tower.state_dict())
     model.model.multi_modal_projector.load_state_dict(first.multi_modal_projector.state_dict())

@@ -1,40 +1,44 @@
 """The second world's language model starts with a first layer that looks words up in the video.
 
-From random weights the binding of a word to the tokens that show it appears late and suddenly; laid down from the
-tower's class means, it is there from the first step and training only has to refine it:
+From random weights the binding of a word to the tokens that show it appears late and suddenly; laid down from what is
+linear in the tower's features, it is there from the first step and training only has to refine it:
 
 | head | a word finds | and brings back |
 | --- | --- | --- |
 | 0 | tokens of its shape, early ones before late ones | hour, row, column, colour |
-| 1 | the same, late ones before early ones | the same, in directions of their own |
-| 2 | tokens of its colour | shape, syllable |
-| 3 | nothing yet | |
+| 1 | the same, late ones before early ones | hour, row, column, in directions of their own |
+| 2 | tokens of its colour | hour, shape |
+| 4, 5, 6 | "sign": the sign's first, second, third syllable | which one, in directions of their own |
 
-Shape legend: M video tokens, D width.
+Heads 3 and 7 find nothing yet. Shape legend: M video tokens, D width.
 """
 
 from dataclasses import dataclass
+from math import log
 from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize, one_hot, softplus
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from cacovid.embedded.model import WIDTH
+from cacovid.embedded.model import HEAD, WIDTH
 from cacovid.embedded.rendering import CELLS, SIDE
-from cacovid.embedded.second.batches import COLOUR_IDS, SHAPE_IDS
+from cacovid.embedded.second.batches import COLOUR_IDS, SHAPE_IDS, word_ids
 from cacovid.embedded.second.corpus import SIGN_PIECES, SceneCache
-from cacovid.embedded.second.scenes import HOUR, HOURS, MOVED, OBJECTS
+from cacovid.embedded.second.scenes import HOUR, HOURS, MOVED, OBJECTS, SIGN
 from cacovid.seeding import generator
 
-HEAD: Final = WIDTH // 4
+SIGN_IDS: Final = word_ids(("sign",))
 _STILL = 7  # of a head's 16 rotary pairs: from here on positions of a whole clip hardly turn them
 _EMBEDDING_STD = 0.12
-_MATCH = 14.0  # by how much a word's own tokens exceed others in attention logits: e^14 against 2,304 tokens
+_MARGIN = 5.0  # by how much a class's own tokens exceed all others of a scene together, in attention logits
+_EVEN = 0.3  # weight of the variance of a class's own logits
+_DETECTOR_STEPS, _DETECTOR_LR = 300, 0.03
 _EARLINESS = 6.0  # by how much early tokens exceed late ones
 _FINAL_NORM = 0.25  # words so long give logits of 20 at random
-_BROUGHT = 0.3  # share of what is found that is added to the word
-_BACKGROUND = 40  # tokens a scene that show no object
+_BROUGHT = 1.0  # length of what is found, of a word's 1.4
+_BACKGROUND = 100  # tokens a scene that show no object
 _RIDGE = 1e-3
 
 
@@ -42,31 +46,45 @@ _RIDGE = 1e-3
 class _Tokens:
     """A sample of video tokens: all of objects and syllables, some of the rest."""
 
-    features: Tensor  # (M, D)
+    features: Tensor  # (M, D), normed as the first layer norms them
     labels: dict[str, Tensor]  # (M,) each, -1 where it does not apply
+    weights: Tensor  # (M,) logarithm of how many tokens of an average scene each stands for
 
-    def means(self, name: str) -> Tensor:
-        """(classes, D): each class's mean feature less the mean of all classes."""
-        label = self.labels[name]
-        means = torch.stack([self.features[label == index].mean(0) for index in range(int(label.max()) + 1)])
-        return means - means.mean(0)
+    def readers(self, name: str) -> tuple[Tensor, Tensor]:
+        """Rows (classes, D) and offsets that give 1 for a class and 0 for the others, by least squares.
 
-    def discriminants(self, name: str) -> Tensor:
-        """(classes, D): Fisher's, blind to what varies within a class; classes' scores have unit spread."""
+        What is read from a mean of tokens is then the share of each class among them.
+        """
         label = self.labels[name]
-        within = torch.cat(
-            [
-                self.features[label == index] - self.features[label == index].mean(0)
-                for index in range(-1, int(label.max()) + 1)
-                if (label == index).any()
-            ]
-        )
-        covariance = within.T @ within / len(within)
-        ridge = _RIDGE * covariance.diagonal().mean() * torch.eye(WIDTH)
-        means = self.means(name)
-        rows = torch.linalg.solve(covariance + ridge, means.T).T
-        scaled: Tensor = rows / (means @ rows.T).std()
-        return scaled
+        known = self.features[label >= 0]
+        target = one_hot(label[label >= 0]).float()
+        middle, share = known.mean(0), target.mean(0)
+        centred = known - middle
+        ridge = _RIDGE * len(known) * torch.eye(WIDTH)
+        rows = torch.linalg.solve(centred.T @ centred + ridge, centred.T @ (target - share)).T
+        return rows, share - rows @ middle
+
+    def detectors(self, name: str) -> tuple[Tensor, Tensor]:
+        """Rows (classes, D) and offsets: attention logits by which a class's tokens exceed all others of their scene.
+
+        Own logits are drawn together, so that each of several objects gets its share.
+        """
+        label = self.labels[name]
+        own = one_hot(label + 1)[:, 1:].bool()
+        share = own / own.sum(0)
+        with torch.enable_grad():
+            rows = torch.zeros(own.shape[1], WIDTH, requires_grad=True)
+            optimizer = torch.optim.Adam([rows], lr=_DETECTOR_LR)
+            for _ in range(_DETECTOR_STEPS):
+                logits = self.features @ rows.T
+                mean = (share * logits).sum(0)
+                spread = (share * (logits - mean).square()).sum(0)
+                others = (logits + self.weights[:, None]).masked_fill(own, -torch.inf).logsumexp(0)
+                loss = (softplus(others - mean + _MARGIN) + _EVEN * spread).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        return rows.detach(), torch.zeros(len(rows))
 
 
 @torch.no_grad()
@@ -74,39 +92,48 @@ def start_with_lookup(model: LlavaOnevisionForConditionalGeneration, cache: Scen
     """Draw the words and set up the first layer's heads."""
     draw = generator("lookup", seed)
     tokens = _sample(cache, draw)
-    late = tokens.discriminants("half")[1]
-    late = late / (tokens.means("half")[1] - tokens.means("half")[0]).dot(late)
-    keys = {"shape": tokens.discriminants("shape"), "colour": tokens.discriminants("colour")}
+    late, late_offset = tokens.readers("half")
+    keys = {name: tokens.detectors(name) for name in ("shape", "colour", "place")}
     words = model.get_input_embeddings().weight
     words.copy_(_EMBEDDING_STD * torch.randn(words.shape, generator=draw))
-    seen = torch.linalg.qr(torch.cat([*keys.values(), late[None]]).T)[0]
-    for text in (
-        words,
-        model.model.image_newline,
-    ):  # a word has nothing of what is looked for: as a key it is an average token
+    seen = torch.linalg.qr(torch.cat([*(rows for rows, _ in keys.values()), late[1:]]).T)[0]
+    for text in (words, model.model.image_newline):  # has nothing of what is looked for: as a key an average token
         text -= text @ seen @ seen.T
-    normed = words / words.pow(2).mean(1, keepdim=True).sqrt()
+    normed = normalize(words, dim=1) * WIDTH**0.5
     attention = model.model.language_model.layers[0].self_attn
     for projection in (attention.q_proj, attention.k_proj):
         projection.weight *= 0.1
-    for group, heads, name, ids in ((0, (0, 1), "shape", SHAPE_IDS), (1, (2,), "colour", COLOUR_IDS)):
-        _match(attention, group, heads, normed[ids], keys[name], tokens, tokens.labels[name])
+    found = normed[SIGN_IDS].expand(SIGN, -1)
+    _match(attention, 0, (0, 1), torch.linalg.pinv(normed[SHAPE_IDS].T), keys["shape"])
+    _match(attention, 1, (2,), torch.linalg.pinv(normed[COLOUR_IDS].T), keys["colour"])
+    for place in range(SIGN):
+        one = torch.zeros(SIGN, 1)
+        one[place] = 1 / WIDTH
+        _match(attention, 2 + place // 2, (4 + place,), one * found, keys["place"])
     early_at = HEAD - 1
-    attention.k_proj.weight[early_at] = late
-    attention.k_proj.bias[early_at] = -late @ tokens.features[tokens.labels["half"] >= 0].mean(0)
+    attention.k_proj.weight[early_at] = late[1]
+    attention.k_proj.bias[early_at] = late_offset[1] - 0.5
     for head, sign in ((0, -1), (1, 1)):
         attention.q_proj.weight[head * HEAD + early_at] = 0
         attention.q_proj.bias[head * HEAD + early_at] = sign * _EARLINESS * HEAD**0.5
-    places = torch.cat([tokens.discriminants(name) for name in ("hour", "row", "column", "colour")])
-    shapes = torch.cat([tokens.discriminants(name) for name in ("shape", "syllable")])
     apart = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=draw))[0]
-    for head, group, read in ((0, 0, places), (1, 0, places), (2, 1, shapes)):
+    for head, names in _BRINGS.items():
+        read, offset = (torch.cat(part) for part in zip(*(tokens.readers(name) for name in names), strict=True))
         write, apart = apart[: len(read)], apart[len(read) :]
-        rows = slice(group * HEAD, group * HEAD + len(read))
-        attention.v_proj.weight[rows] = read
-        attention.v_proj.bias[rows] = -read @ tokens.features.mean(0)
+        rows = slice(head // 2 * HEAD, head // 2 * HEAD + len(read))
+        attention.v_proj.weight[rows], attention.v_proj.bias[rows] = read, offset
         attention.o_proj.weight[:, head * HEAD : head * HEAD + len(read)] = _BROUGHT * write.T
     model.model.language_model.norm.weight.fill_(_FINAL_NORM)
+
+
+_BRINGS: Final = {
+    0: ("hour", "row", "column", "colour"),
+    1: ("hour", "row", "column"),
+    2: ("hour", "shape"),
+    4: ("syllable",),
+    5: ("syllable",),
+    6: ("syllable",),
+}
 
 
 def _sample(cache: SceneCache, draw: torch.Generator) -> _Tokens:
@@ -121,29 +148,28 @@ def _sample(cache: SceneCache, draw: torch.Generator) -> _Tokens:
         "shape": torch.where(is_object, cache.shapes[scene, owner], -1),
         "colour": torch.where(is_object, cache.colours[scene, owner], -1),
         "syllable": torch.where(piece >= SIGN_PIECES, cache.sign[scene, (piece - SIGN_PIECES).clamp(min=0)], -1),
+        "place": (piece - SIGN_PIECES).clamp(min=-1),
         "hour": torch.where(is_object, hour, -1),
         "half": torch.where(is_object, hour * 2 // HOURS, -1),
         "row": torch.where(is_object, token % CELLS // SIDE, -1),
         "column": torch.where(is_object, token % SIDE, -1),
     }
-    return _Tokens(cache.features[scene, token].float(), labels)
+    features = normalize(cache.features[scene, token].float(), dim=1) * WIDTH**0.5
+    weights = torch.where(piece >= 0, 0.0, log(shown.shape[1] / _BACKGROUND)) - log(len(shown))
+    return _Tokens(features, labels, weights)
 
 
 def _match(
     attention: Any,  # noqa: ANN401 - a Qwen2Attention, whose module has no types
     group: int,
     heads: tuple[int, ...],
-    words: Tensor,
-    rows: Tensor,
-    tokens: _Tokens,
-    label: Tensor,
+    queries: Tensor,
+    keys: tuple[Tensor, Tensor],
 ) -> None:
-    """Let normed words (classes, D) attend to the tokens of their class by its row (classes, D), at any distance."""
-    own = torch.arange(len(rows))[:, None] == label
-    scores = rows @ tokens.features.T
-    gain = _MATCH / (scores[own].mean() - scores[~own].mean())
+    """Let words that ``queries`` (classes, D) read attend to the tokens of their class by its key, at any distance."""
+    rows, offset = keys
     still = slice(_STILL, _STILL + len(rows))
-    attention.k_proj.weight[group * HEAD :][still] = gain * rows
-    attention.k_proj.bias[group * HEAD :][still] = -gain * (rows @ tokens.features.mean(0))
+    attention.k_proj.weight[group * HEAD :][still] = rows
+    attention.k_proj.bias[group * HEAD :][still] = offset
     for head in heads:
-        attention.q_proj.weight[head * HEAD :][still] = HEAD**0.5 * torch.linalg.pinv(words.T)
+        attention.q_proj.weight[head * HEAD :][still] = HEAD**0.5 * queries
