@@ -6,6 +6,7 @@ make the language model's task one of looking up rather than of seeing.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -23,7 +24,6 @@ from cacovid.seeding import derive_seed, generator
 
 _OBJECT_WEIGHT = 2.0
 _NOTHING_WEIGHT = 0.15
-_PLACE_WEIGHT = 0.2
 _HOUR_WEIGHT = 0.5
 
 
@@ -36,6 +36,8 @@ class TowerTraining:
     lr: float = 2e-3
     weight_decay: float = 0.01
     flat: float = 0.4  # share of the steps before the cosine
+    place_weight: float = 0.2  # of the losses of row and column
+    smoothing: float = 0.0  # of labels: tokens of one class come to look alike
 
 
 class Cells(Protocol):
@@ -74,8 +76,9 @@ class Classes:
 class CellHeads(nn.Module):
     """Kind, colour, row, column and hour of a token, from its feature (..., D)."""
 
-    def __init__(self, classes: Classes) -> None:
+    def __init__(self, classes: Classes, config: TowerTraining) -> None:
         super().__init__()
+        self.config = config
         self.kind = nn.Linear(WIDTH, classes.kinds)
         self.colour = nn.Linear(WIDTH, classes.colours)
         self.row = nn.Linear(WIDTH, SIDE)
@@ -92,11 +95,12 @@ class CellHeads(nn.Module):
         hour_logits = self.hour(features).flatten(0, 1)
         kinds, colours, hours = kinds.flatten(), colours.flatten(), hours.repeat_interleave(CELLS)
         cell = torch.arange(CELLS).repeat(len(features))
-        loss = cross_entropy(kind_logits, kinds, self.get_buffer("kind_weights"))
-        loss = loss + cross_entropy(colour_logits, colours, self.get_buffer("colour_weights"))
-        loss = loss + _PLACE_WEIGHT * cross_entropy(self.row(features).flatten(0, 1), cell // SIDE)
-        loss = loss + _PLACE_WEIGHT * cross_entropy(self.column(features).flatten(0, 1), cell % SIDE)
-        loss = loss + _HOUR_WEIGHT * cross_entropy(hour_logits, hours)  # 0 where there is one class
+        smoothed = partial(cross_entropy, label_smoothing=self.config.smoothing)
+        loss = smoothed(kind_logits, kinds, self.get_buffer("kind_weights"))
+        loss = loss + smoothed(colour_logits, colours, self.get_buffer("colour_weights"))
+        loss = loss + self.config.place_weight * smoothed(self.row(features).flatten(0, 1), cell // SIDE)
+        loss = loss + self.config.place_weight * smoothed(self.column(features).flatten(0, 1), cell % SIDE)
+        loss = loss + _HOUR_WEIGHT * smoothed(hour_logits, hours)  # 0 where there is one class
         shown = kinds < len(glyphs.SHAPES)
         metrics = {
             "loss": float(loss.detach()),
@@ -131,7 +135,7 @@ def train_tower(
     """Train tower and projector in place, rescale the features to unit deviation, return the last metrics."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("cell heads", seed))
-        heads = CellHeads(classes or Classes())
+        heads = CellHeads(classes or Classes(), config)
     draw = generator("tower batches", seed)
     parts: list[nn.Module] = [model.model.vision_tower, model.model.multi_modal_projector, heads]
     parameters = [parameter for part in parts for parameter in part.parameters()]

@@ -8,12 +8,13 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from cacovid.embedded.glyphs import COLOUR_NAMES, SHAPES, SYLLABLES
 from cacovid.embedded.questions import LETTERS
 from cacovid.embedded.second.corpus import MOVED_PIECES, PIECES, SIGN_PIECES, SceneCache
 from cacovid.embedded.second.questions import OPTIONS, Kind
-from cacovid.embedded.second.scenes import DIRECTIONS, FIRST_MOVED, GLIMPSED, HOURS, MOVED
+from cacovid.embedded.second.scenes import DIRECTIONS, FIRST_MOVED, GLIMPSED, HOURS, MOVED, SIGN
 from cacovid.embedded.tokenizer import SECOND_VOCABULARY as VOCABULARY
 from cacovid.embedded.tokenizer import TURN_END, TURN_START
 
@@ -49,7 +50,8 @@ class Asked:
     kind: Kind
     named: Tensor  # (B, blanks) int64, words in the blanks
     answer: Tensor  # (B, A) int64 words
-    step: Tensor  # (B, blanks) int64, what the word in each blank must find: an hour, a count or a direction
+    found: Tensor  # (B, anchors, classes) float32, what the first layer brings an anchor: hours, a colour or syllables
+    step: Tensor  # (B, blanks) int64, what follows from it: an hour, a count or a direction
     pieces: Tensor  # (B, P) bool, needed
 
 
@@ -60,7 +62,7 @@ class Batch:
     ids: Tensor  # (B, Lq) int64, with the answers
     lengths: tuple[int, ...]  # columns of each question
     asked: tuple[Asked, ...]
-    blanks: tuple[Tensor, ...]  # columns of each question's blanks
+    anchors: tuple[Tensor, ...]  # columns of each question's blanks, or of its word "sign"
     answers: tuple[Tensor, ...]  # columns of each question's answer words
 
 
@@ -86,7 +88,7 @@ def sample_batch(cache: SceneCache, scenes: Tensor, draw: torch.Generator) -> Ba
     for kind in ASKED:
         asked.append(_ask(cache, scenes, kind, count[kind], draw))
         count[kind] += 1
-    ids, lengths, blanks, answers, start = [], [], [], [], 0
+    ids, lengths, anchors, answers, start = [], [], [], [], 0
     for one in asked:
         words = [*_TEMPLATES[one.kind].split(), TURN_END, TURN_START, "assistant"]
         at = [column for column, word in enumerate(words) if word == "_"]
@@ -94,10 +96,10 @@ def sample_batch(cache: SceneCache, scenes: Tensor, draw: torch.Generator) -> Ba
         block[:, at] = one.named
         ids.append(torch.cat([block, one.answer], dim=1))
         lengths.append(ids[-1].shape[1])
-        blanks.append(start + torch.tensor(at, dtype=torch.int64))
+        anchors.append(start + torch.tensor(at or [words.index("sign")]))
         answers.append(start + len(words) + torch.arange(one.answer.shape[1]))
         start += lengths[-1]
-    return Batch(torch.cat(ids, dim=1), tuple(lengths), tuple(asked), tuple(blanks), tuple(answers))
+    return Batch(torch.cat(ids, dim=1), tuple(lengths), tuple(asked), tuple(anchors), tuple(answers))
 
 
 def _ask(cache: SceneCache, scenes: Tensor, kind: Kind, number: int, draw: torch.Generator) -> Asked:
@@ -110,18 +112,22 @@ def _ask(cache: SceneCache, scenes: Tensor, kind: Kind, number: int, draw: torch
         needed = torch.zeros(batch, PIECES, dtype=torch.bool)
         needed[:, :GLIMPSED] = alike
         color = cache.colours[scenes].gather(1, alike.int().argmax(1, keepdim=True))
-        return Asked(kind, COLOUR_IDS[color], _NUMBER_IDS[many - 1], many - 1, needed)
+        found = (one_hot(cache.hours[scenes], HOURS) * alike[..., None]).sum(1, keepdim=True).float()
+        return Asked(kind, COLOUR_IDS[color], _NUMBER_IDS[many - 1], found, many - 1, needed)
     if kind == "sign":
         needed = torch.zeros(batch, PIECES, dtype=torch.bool)
         needed[:, SIGN_PIECES:] = True
-        return Asked(kind, none, SYLLABLE_IDS[cache.sign[scenes]], none, needed)
+        found = one_hot(cache.sign[scenes], len(SYLLABLES)).flatten(1).unsqueeze(1).float()
+        return Asked(kind, none, SYLLABLE_IDS[cache.sign[scenes]], found, none, needed)
     if kind == "where":
         moved = torch.full((batch, 1), number % MOVED)
         went = cache.directions[scenes].gather(1, moved)
         color = cache.colours[scenes].gather(1, FIRST_MOVED + moved)
         named = SHAPE_IDS[cache.shapes[scenes].gather(1, FIRST_MOVED + moved)]
         answer = torch.cat([COLOUR_IDS[color], _DIRECTION_IDS[went]], dim=1)
-        return Asked(kind, named, answer, went, _marked(torch.cat([FIRST_MOVED + moved, MOVED_PIECES + moved], dim=1)))
+        found = one_hot(color, len(COLOUR_NAMES)).float()
+        pieces = _marked(torch.cat([FIRST_MOVED + moved, MOVED_PIECES + moved], dim=1))
+        return Asked(kind, named, answer, found, went, pieces)
     chosen = torch.rand(batch, GLIMPSED, generator=draw).argsort(1)[:, : OPTIONS if kind == "order" else 2]
     hours = cache.hours[scenes].gather(1, chosen)
     if kind == "hours":
@@ -130,11 +136,19 @@ def _ask(cache: SceneCache, scenes: Tensor, kind: Kind, number: int, draw: torch
         answer = _NUMBER_IDS[hours[:, 1:] - hours[:, :1] - 1]
     else:
         answer = LETTER_IDS[hours.argmin(1, keepdim=True)]
-    return Asked(kind, SHAPE_IDS[cache.shapes[scenes].gather(1, chosen)], answer, hours, _marked(chosen))
+    named = SHAPE_IDS[cache.shapes[scenes].gather(1, chosen)]
+    return Asked(kind, named, answer, one_hot(hours, HOURS).float(), hours, _marked(chosen))
 
 
 def _marked(pieces: Tensor) -> Tensor:
     return torch.zeros(len(pieces), PIECES, dtype=torch.bool).scatter(1, pieces, True)
 
 
-STEPS: Final[dict[Kind, int]] = {"order": HOURS, "hours": HOURS, "count": 4, "where": len(DIRECTIONS)}  # classes
+FOUND: Final[dict[Kind, int]] = {  # classes
+    "order": HOURS,
+    "count": HOURS,
+    "where": len(COLOUR_NAMES),
+    "sign": SIGN * len(SYLLABLES),
+    "hours": HOURS,
+}
+STEPS: Final[dict[Kind, int]] = {"order": HOURS, "hours": HOURS, "count": 4, "where": len(DIRECTIONS)}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from cacovid.embedded.fitting import SMOOTHED, fit
@@ -17,11 +17,14 @@ from cacovid.embedded.model import WIDTH
 from cacovid.embedded.packed import read_packed
 from cacovid.embedded.progress import Progress, silent
 from cacovid.embedded.schedule import flat_cosine
-from cacovid.embedded.second.batches import LETTER_IDS, STEPS, Batch, sample_batch, sample_retention
+from cacovid.embedded.second.batches import FOUND, LETTER_IDS, STEPS, Batch, sample_batch, sample_retention
 from cacovid.embedded.second.corpus import PIECES, SceneCache
 from cacovid.embedded.second.scenes import GRID
 from cacovid.embedded.tokenizer import SECOND_VOCABULARY, TURN_END
 from cacovid.seeding import derive_seed, generator
+
+
+LAYERS = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Stage:
     weight_decay: float = 0.01
     warmup: int = 30
     flat: float = 0.5
+    kept_lr: float = 0.2  # the share of lr for words and the first layer's attention, which start as a look-up
+    found_weight: float = 0.3
     step_weight: float = 0.7
     early_weight: float = 0.5
     letter_weight: float = 0.3
@@ -51,6 +56,7 @@ class SceneLosses(nn.Module):
     def __init__(self, stage: Stage) -> None:
         super().__init__()
         self.stage = stage
+        self.found = nn.ModuleDict({kind: nn.Linear(WIDTH, classes) for kind, classes in FOUND.items()})
         self.steps = nn.ModuleDict({kind: nn.Linear(WIDTH, classes) for kind, classes in STEPS.items()})
 
     def forward(
@@ -59,14 +65,14 @@ class SceneLosses(nn.Module):
         """Weighted loss and metrics.
 
         Args:
-            layers: outputs of layers 2, 3 and 4 (normalised) on the questions, each (B, Lq, D).
+            layers: outputs of layers 1, 2, 3 and 4 (normalised) on the questions, each (B, Lq, D).
             shown: (B, P) bool, the pieces with a retained token.
         """
-        second, third, last = layers
+        first, second, third, last = layers
         norm, head = model.model.language_model.norm, model.lm_head
         sums: dict[str, list[float]] = {}
         total = last.new_zeros(())
-        for asked, blanks, answers in zip(batch.asked, batch.blanks, batch.answers, strict=True):
+        for asked, anchors, answers in zip(batch.asked, batch.anchors, batch.answers, strict=True):
             weight = (shown | ~asked.pieces).all(1).float()
             logits = head(last[:, answers - 1])
             end = torch.full_like(asked.answer[:, :1], SECOND_VOCABULARY[TURN_END])
@@ -74,12 +80,17 @@ class SceneLosses(nn.Module):
             loss = loss + self.stage.early_weight * _weighted(head(norm(third[:, answers - 1])), asked.answer, weight)
             loss = loss * asked.answer.shape[1]  # a sum over the words
             loss = loss + self.stage.end_weight * _weighted(head(last[:, answers[-1:]]), end, weight)
-            if len(blanks):
-                step_logits = self.steps[asked.kind](norm(second[:, blanks]))
+            found = self.found[asked.kind](norm(first[:, anchors]))
+            each = binary_cross_entropy_with_logits(found, asked.found, reduction="none").sum(2).mean(1)
+            loss = loss + self.stage.found_weight * (each * weight).sum() / weight.sum().clamp(min=1)
+            all_found = ((found > 0) == (asked.found > 0)).all(2).float().mean(1)
+            sums.setdefault(f"{asked.kind}'", []).append(float((all_found * weight).sum() / weight.sum().clamp(min=1)))
+            if asked.kind in self.steps:
+                step_logits = self.steps[asked.kind](norm(second[:, anchors]))
                 loss = loss + self.stage.step_weight * _weighted(step_logits, asked.step, weight)
                 if asked.kind == "order":
                     letters = LETTER_IDS.expand(len(weight), -1)
-                    loss = loss + self.stage.letter_weight * _weighted(head(norm(second[:, blanks])), letters, weight)
+                    loss = loss + self.stage.letter_weight * _weighted(head(norm(second[:, anchors])), letters, weight)
                 sums.setdefault(f"{asked.kind}*", []).append(_right(step_logits, asked.step, weight))
             sums.setdefault(asked.kind, []).append(_right(logits, asked.answer, weight))
             total = total + loss / len(batch.asked)
@@ -110,8 +121,14 @@ def train_stage(
         torch.manual_seed(derive_seed("scene losses", stage.name, seed))
         losses = SceneLosses(stage)
     draw = generator("scene batches", stage.name, seed)
-    parameters = [*model.model.language_model.parameters(), model.model.image_newline, *losses.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=stage.lr, weight_decay=stage.weight_decay)
+    language = model.model.language_model
+    kept = [*language.embed_tokens.parameters(), *language.layers[0].self_attn.parameters()]
+    free = [one for one in language.parameters() if all(one is not other for other in kept)]
+    groups = [
+        {"params": [*free, model.model.image_newline, *losses.parameters()], "lr": stage.lr},
+        {"params": kept, "lr": stage.lr * stage.kept_lr},
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=stage.weight_decay)
     factor = flat_cosine(stage.steps, flat=stage.flat, warmup=stage.warmup)
 
     def loss_of(_: int) -> tuple[Tensor, Mapping[str, float]]:
@@ -120,7 +137,7 @@ def train_stage(
         batch = sample_batch(cache, scenes, draw)
         features = cache.features[scenes[:, None], kept].float()
         shown = pieces_shown(cache.pieces[scenes].long().gather(1, kept))
-        layers = read_packed(model, features, kept, batch.ids, batch.lengths, GRID.tokens)
+        layers = read_packed(model, features, kept, batch.ids, batch.lengths, GRID.tokens, LAYERS)
         loss, metrics = losses(model, layers, batch, shown)
         return loss, metrics
 
