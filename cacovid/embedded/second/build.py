@@ -5,7 +5,7 @@ each kind of question, from few tokens to all -> save -> measure on held-out sce
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -30,9 +30,9 @@ CLASSES: Final = Classes(NO_KIND + 1, NO_COLOUR + 1, HOURS)
 SHAPE: Final = LanguageShape(len(SECOND_VOCABULARY), rope_theta=1e9, heads=8, inner=384)
 
 CURRICULUM: Final = (
-    Stage("dense", steps=900, scenes=16, fewest=0.015, most=0.05, sure=0.95),
-    Stage("longer", steps=300, scenes=8, fewest=0.03, most=0.4, sure=0.7, lr=1.5e-3, flat=0.2),
-    Stage("whole", steps=60, scenes=4, fewest=0.2, most=1.0, sure=0.9, everything=0.5, lr=5e-4, flat=0.0, warmup=5),
+    Stage("dense", steps=2_400, scenes=12, fewest=0.015, most=0.05, sure=0.95),
+    Stage("longer", steps=400, scenes=8, fewest=0.015, most=0.4, sure=0.8, lr=1e-3, flat=0.2),
+    Stage("whole", steps=80, scenes=4, fewest=0.1, most=1.0, sure=0.9, everything=0.5, lr=5e-4, flat=0.0, warmup=5),
 )
 
 
@@ -40,8 +40,8 @@ CURRICULUM: Final = (
 class SecondBuild:
     """How much is drawn, trained and measured."""
 
-    tower_scenes: int = 80
-    tower: TowerTraining = field(default_factory=lambda: TowerTraining(steps=250))
+    tower_scenes: int = 160
+    tower: TowerTraining = TowerTraining(steps=1_000, place_weight=0.5, smoothing=0.1)
     scenes: int = 1_000
     curriculum: tuple[Stage, ...] = CURRICULUM
     held_out_scenes: int = 100  # five questions each

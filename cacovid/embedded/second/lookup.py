@@ -32,9 +32,9 @@ from cacovid.seeding import generator
 SIGN_IDS: Final = word_ids(("sign",))
 _STILL = 7  # of a head's 16 rotary pairs: from here on positions of a whole clip hardly turn them
 _EMBEDDING_STD = 0.12
-_MARGIN = 5.0  # by how much a class's own tokens exceed all others of a scene together, in attention logits
-_EVEN = 0.3  # weight of the variance of a class's own logits
-_DETECTOR_STEPS, _DETECTOR_LR = 300, 0.03
+_MARGIN = 6.0  # by how much a class's own tokens exceed all others of a scene together, in attention logits
+_EVEN = 1.0  # weight of the variance of a class's own logits
+_DETECTOR_STEPS, _DETECTOR_LR = 400, 0.05
 _EARLINESS = 6.0  # by how much early tokens exceed late ones
 _FINAL_NORM = 0.25  # words so long give logits of 20 at random
 _BROUGHT = 1.0  # length of what is found, of a word's 1.4

@@ -23,7 +23,6 @@ from cacovid.embedded.second.scenes import GRID
 from cacovid.embedded.tokenizer import SECOND_VOCABULARY, TURN_END
 from cacovid.seeding import derive_seed, generator
 
-
 LAYERS = (1, 2, 3, 4)
 
 
@@ -93,7 +92,8 @@ class SceneLosses(nn.Module):
                     loss = loss + self.stage.letter_weight * _weighted(head(norm(second[:, anchors])), letters, weight)
                 sums.setdefault(f"{asked.kind}*", []).append(_right(step_logits, asked.step, weight))
             sums.setdefault(asked.kind, []).append(_right(logits, asked.answer, weight))
-            total = total + loss / len(batch.asked)
+            total = total + loss / sum(one.kind == asked.kind for one in batch.asked)
+        total = total / len(self.found)
         metrics = {name: sum(values) / len(values) for name, values in sums.items()}
         return total, {"loss": float(total.detach())} | metrics
 
