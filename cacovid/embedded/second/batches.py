@@ -81,12 +81,15 @@ def sample_retention(pieces: Tensor, count: int, sure: float, draw: torch.Genera
     return keys.topk(count, dim=1).indices.sort(dim=1).values
 
 
-def sample_batch(cache: SceneCache, scenes: Tensor, draw: torch.Generator) -> Batch:
-    """The questions of ``ASKED`` about each scene (B,)."""
+def sample_batch(cache: SceneCache, scenes: Tensor, shown: Tensor, draw: torch.Generator) -> Batch:
+    """The questions of ``ASKED`` about each scene (B,).
+
+    Objects are counted among the pieces ``shown`` (B, P): one scene teaches several counts.
+    """
     count = dict.fromkeys(_TEMPLATES, 0)
     asked = []
     for kind in ASKED:
-        asked.append(_ask(cache, scenes, kind, count[kind], draw))
+        asked.append(_ask(cache, scenes, shown, kind, count[kind], draw))
         count[kind] += 1
     ids, lengths, anchors, answers, start = [], [], [], [], 0
     for one in asked:
@@ -102,17 +105,19 @@ def sample_batch(cache: SceneCache, scenes: Tensor, draw: torch.Generator) -> Ba
     return Batch(torch.cat(ids, dim=1), tuple(lengths), tuple(asked), tuple(anchors), tuple(answers))
 
 
-def _ask(cache: SceneCache, scenes: Tensor, kind: Kind, number: int, draw: torch.Generator) -> Asked:
+def _ask(cache: SceneCache, scenes: Tensor, shown: Tensor, kind: Kind, number: int, draw: torch.Generator) -> Asked:
     """The ``number``-th question of a kind."""
     batch = len(scenes)
     none = torch.empty(batch, 0, dtype=torch.int64)
     if kind == "count":
         alike = cache.alike[scenes]
-        many = alike.sum(1, keepdim=True)
-        needed = torch.zeros(batch, PIECES, dtype=torch.bool)
-        needed[:, :GLIMPSED] = alike
         color = cache.colours[scenes].gather(1, alike.int().argmax(1, keepdim=True))
-        found = (one_hot(cache.hours[scenes], HOURS) * alike[..., None]).sum(1, keepdim=True).float()
+        seen = alike & shown[:, :GLIMPSED]
+        seen = torch.where(seen.any(1, keepdim=True), seen, alike)  # where none is, the question counts for nothing
+        many = seen.sum(1, keepdim=True)
+        needed = torch.zeros(batch, PIECES, dtype=torch.bool)
+        needed[:, :GLIMPSED] = seen
+        found = (one_hot(cache.hours[scenes], HOURS) * seen[..., None]).sum(1, keepdim=True).float()
         return Asked(kind, COLOUR_IDS[color], _NUMBER_IDS[many - 1], found, many - 1, needed)
     if kind == "sign":
         needed = torch.zeros(batch, PIECES, dtype=torch.bool)

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot, softplus
 from transformers import LlavaOnevisionForConditionalGeneration
 
+from cacovid.embedded.glyphs import COLOUR_NAMES, SHAPES, SYLLABLES
 from cacovid.embedded.model import HEAD, WIDTH
 from cacovid.embedded.rendering import CELLS, SIDE
 from cacovid.embedded.second.batches import COLOUR_IDS, SHAPE_IDS, word_ids
@@ -38,8 +39,27 @@ _DETECTOR_STEPS, _DETECTOR_LR = 400, 0.05
 _EARLINESS = 6.0  # by how much early tokens exceed late ones
 _FINAL_NORM = 0.25  # words so long give logits of 20 at random
 _BROUGHT = 1.0  # length of what is found, of a word's 1.4
+_SCENES = 200
 _BACKGROUND = 100  # tokens a scene that show no object
 _RIDGE = 1e-3
+_BRINGS: Final = {  # by head
+    0: ("hour", "row", "column", "colour"),
+    1: ("hour", "row", "column"),
+    2: ("hour", "shape"),
+    4: ("syllable",),
+    5: ("syllable",),
+    6: ("syllable",),
+}
+_CLASSES: Final = {
+    "shape": len(SHAPES),
+    "colour": len(COLOUR_NAMES),
+    "syllable": len(SYLLABLES),
+    "place": SIGN,
+    "hour": HOURS,
+    "half": 2,
+    "row": SIDE,
+    "column": SIDE,
+}
 
 
 @dataclass(frozen=True)
@@ -57,21 +77,20 @@ class _Tokens:
         """
         label = self.labels[name]
         known = self.features[label >= 0]
-        target = one_hot(label[label >= 0]).float()
+        target = one_hot(label[label >= 0], _CLASSES[name]).float()
         middle, share = known.mean(0), target.mean(0)
         centred = known - middle
         ridge = _RIDGE * len(known) * torch.eye(WIDTH)
         rows = torch.linalg.solve(centred.T @ centred + ridge, centred.T @ (target - share)).T
         return rows, share - rows @ middle
 
-    def detectors(self, name: str) -> tuple[Tensor, Tensor]:
-        """Rows (classes, D) and offsets: attention logits by which a class's tokens exceed all others of their scene.
+    def detectors(self, name: str) -> Tensor:
+        """Rows (classes, D): attention logits by which a class's tokens exceed all others of their scene together.
 
-        Own logits are drawn together, so that each of several objects gets its share.
+        Own logits are drawn to their mean, so that each of several objects gets its share.
         """
-        label = self.labels[name]
-        own = one_hot(label + 1)[:, 1:].bool()
-        share = own / own.sum(0)
+        own = one_hot(self.labels[name] + 1, _CLASSES[name] + 1)[:, 1:].bool()
+        share = own / own.sum(0).clamp(min=1)
         with torch.enable_grad():
             rows = torch.zeros(own.shape[1], WIDTH, requires_grad=True)
             optimizer = torch.optim.Adam([rows], lr=_DETECTOR_LR)
@@ -84,7 +103,7 @@ class _Tokens:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-        return rows.detach(), torch.zeros(len(rows))
+        return rows.detach()
 
 
 @torch.no_grad()
@@ -96,26 +115,25 @@ def start_with_lookup(model: LlavaOnevisionForConditionalGeneration, cache: Scen
     keys = {name: tokens.detectors(name) for name in ("shape", "colour", "place")}
     words = model.get_input_embeddings().weight
     words.copy_(_EMBEDDING_STD * torch.randn(words.shape, generator=draw))
-    seen = torch.linalg.qr(torch.cat([*(rows for rows, _ in keys.values()), late[1:]]).T)[0]
+    seen = torch.linalg.qr(torch.cat([*keys.values(), late[1:]]).T)[0]
     for text in (words, model.model.image_newline):  # has nothing of what is looked for: as a key an average token
         text -= text @ seen @ seen.T
-    normed = normalize(words, dim=1) * WIDTH**0.5
     attention = model.model.language_model.layers[0].self_attn
     for projection in (attention.q_proj, attention.k_proj):
         projection.weight *= 0.1
-    found = normed[SIGN_IDS].expand(SIGN, -1)
-    _match(attention, 0, (0, 1), torch.linalg.pinv(normed[SHAPE_IDS].T), keys["shape"])
-    _match(attention, 1, (2,), torch.linalg.pinv(normed[COLOUR_IDS].T), keys["colour"])
+    read = torch.linalg.pinv(normalize(words[torch.cat([SHAPE_IDS, COLOUR_IDS, SIGN_IDS])], dim=1).T) / WIDTH**0.5
+    shapes, colours, sign = read.split([len(SHAPES), len(COLOUR_NAMES), 1])
+    for head in (0, 1):
+        _match(attention, head, shapes, keys["shape"])
+    _match(attention, 2, colours, keys["colour"])
     for place in range(SIGN):
-        one = torch.zeros(SIGN, 1)
-        one[place] = 1 / WIDTH
-        _match(attention, 2 + place // 2, (4 + place,), one * found, keys["place"])
+        _match(attention, 4 + place, one_hot(torch.tensor([place]), SIGN).T * sign, keys["place"])
     early_at = HEAD - 1
     attention.k_proj.weight[early_at] = late[1]
     attention.k_proj.bias[early_at] = late_offset[1] - 0.5
-    for head, sign in ((0, -1), (1, 1)):
+    for head, side in ((0, -1), (1, 1)):
         attention.q_proj.weight[head * HEAD + early_at] = 0
-        attention.q_proj.bias[head * HEAD + early_at] = sign * _EARLINESS * HEAD**0.5
+        attention.q_proj.bias[head * HEAD + early_at] = side * _EARLINESS * HEAD**0.5
     apart = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=draw))[0]
     for head, names in _BRINGS.items():
         read, offset = (torch.cat(part) for part in zip(*(tokens.readers(name) for name in names), strict=True))
@@ -126,18 +144,8 @@ def start_with_lookup(model: LlavaOnevisionForConditionalGeneration, cache: Scen
     model.model.language_model.norm.weight.fill_(_FINAL_NORM)
 
 
-_BRINGS: Final = {
-    0: ("hour", "row", "column", "colour"),
-    1: ("hour", "row", "column"),
-    2: ("hour", "shape"),
-    4: ("syllable",),
-    5: ("syllable",),
-    6: ("syllable",),
-}
-
-
 def _sample(cache: SceneCache, draw: torch.Generator) -> _Tokens:
-    shown = cache.pieces >= 0
+    shown = cache.pieces[:_SCENES] >= 0
     rest = (torch.rand(shown.shape, generator=draw) < _BACKGROUND / shown.shape[1]) & ~shown
     scene, token = (shown | rest).nonzero(as_tuple=True)
     piece = cache.pieces[scene, token].long()
@@ -161,15 +169,11 @@ def _sample(cache: SceneCache, draw: torch.Generator) -> _Tokens:
 
 def _match(
     attention: Any,  # noqa: ANN401 - a Qwen2Attention, whose module has no types
-    group: int,
-    heads: tuple[int, ...],
+    head: int,
     queries: Tensor,
-    keys: tuple[Tensor, Tensor],
+    keys: Tensor,
 ) -> None:
-    """Let words that ``queries`` (classes, D) read attend to the tokens of their class by its key, at any distance."""
-    rows, offset = keys
-    still = slice(_STILL, _STILL + len(rows))
-    attention.k_proj.weight[group * HEAD :][still] = rows
-    attention.k_proj.bias[group * HEAD :][still] = offset
-    for head in heads:
-        attention.q_proj.weight[head * HEAD :][still] = HEAD**0.5 * queries
+    """Let the words of ``queries`` (classes, D) attend to the tokens of ``keys`` (classes, D), at any distance."""
+    still = slice(_STILL, _STILL + len(keys))
+    attention.k_proj.weight[head // 2 * HEAD :][still] = keys
+    attention.q_proj.weight[head * HEAD :][still] = HEAD**0.5 * queries

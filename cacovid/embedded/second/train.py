@@ -134,9 +134,9 @@ def train_stage(
     def loss_of(_: int) -> tuple[Tensor, Mapping[str, float]]:
         scenes = torch.randint(0, len(cache.pieces), (stage.scenes,), generator=draw)
         kept = _retained(cache.pieces[scenes], stage, draw)
-        batch = sample_batch(cache, scenes, draw)
-        features = cache.features[scenes[:, None], kept].float()
         shown = pieces_shown(cache.pieces[scenes].long().gather(1, kept))
+        batch = sample_batch(cache, scenes, shown, draw)
+        features = cache.features[scenes[:, None], kept].float()
         layers = read_packed(model, features, kept, batch.ids, batch.lengths, GRID.tokens, LAYERS)
         loss, metrics = losses(model, layers, batch, shown)
         return loss, metrics

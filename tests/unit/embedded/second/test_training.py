@@ -39,7 +39,8 @@ def every_question(scene):
 def test_training_asks_what_the_table_asks_word_for_word_with_the_same_answers_and_pieces():
     tokenizer = build_tokenizer(SECOND_VOCABULARY)
     assert tokenizer.chat_template == CHAT_TEMPLATE
-    batch = sample_batch(CACHE, torch.tensor([0, 2]), generator("words"))
+    everything = torch.ones(2, PIECES, dtype=torch.bool)
+    batch = sample_batch(CACHE, torch.tensor([0, 2]), everything, generator("words"))
     assert len(blocks(batch)) == len(ASKED)
     for row, scene in enumerate(SCENES):
         known = {}
@@ -92,3 +93,15 @@ def test_a_stage_learns_and_repeats_itself_with_the_same_seed():
     assert end.keys() >= {"order", "count", "where", "sign", "hours"}
     assert end["loss"] < train_stage(first_model(0), CACHE, replace(stage, steps=1), 0)["loss"]
     assert torch.equal(weights, again[1])
+
+
+def test_objects_are_counted_among_those_that_are_shown():
+    shown = torch.ones(len(SEEDS), PIECES, dtype=torch.bool)
+    shown[:, 1] = False
+    batch = sample_batch(CACHE, torch.arange(len(SEEDS)), shown, generator("counts"))
+    asked = next(one for one in batch.asked if one.kind == "count")
+    left = CACHE.alike & shown[:, :4]
+    assert left.sum(1).tolist() == asked.pieces.sum(1).tolist()
+    for row in range(len(SEEDS)):
+        assert NAMES[int(asked.answer[row])] == str(int(left[row].sum()))
+        assert asked.found[row, 0].nonzero().flatten().tolist() == sorted(CACHE.hours[row, left[row]].tolist())
