@@ -29,9 +29,9 @@ CLASSES: Final = Classes(NO_KIND + 1, NO_COLOUR + 1, HOURS)
 # World 1's theta of 1e4 turns all but a few of a head's dimensions several times within 2,304 positions.
 SHAPE: Final = LanguageShape(len(SECOND_VOCABULARY), rope_theta=1e9, heads=8, inner=384)
 
-TOWER: Final = TowerTraining(steps=1_000, place_weight=0.5, smoothing=0.1)
+TOWER: Final = TowerTraining(steps=800, place_weight=0.5, smoothing=0.1)
 CURRICULUM: Final = (
-    Stage("dense", steps=2_400, scenes=12, fewest=0.015, most=0.05, sure=0.95),
+    Stage("dense", steps=2_400, scenes=12, fewest=0.015, most=0.05, sure=0.85),
     Stage("longer", steps=400, scenes=8, fewest=0.015, most=0.4, sure=0.8, lr=1e-3, flat=0.2),
     Stage("whole", steps=80, scenes=4, fewest=0.1, most=1.0, sure=0.9, everything=0.5, lr=5e-4, flat=0.0, warmup=5),
 )
@@ -43,7 +43,7 @@ class SecondBuild:
 
     tower_scenes: int = 160
     tower: TowerTraining = TOWER
-    scenes: int = 1_000
+    scenes: int = 1_500
     curriculum: tuple[Stage, ...] = CURRICULUM
     held_out_scenes: int = 100  # five questions each
 
