@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+import torch
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from cacovid.config import ModelConfig
 from cacovid.embedded.build import REPORT, check_free, timed
 from cacovid.embedded.model import LanguageShape, new_model, save_model
 from cacovid.embedded.progress import Progress, silent
-from cacovid.embedded.second.corpus import cache_scenes, scene_frames
+from cacovid.embedded.second.corpus import SceneCache, cache_scenes, scene_frames
 from cacovid.embedded.second.lookup import start_with_lookup
 from cacovid.embedded.second.measure import rewards
 from cacovid.embedded.second.scenes import FRAMES, HOURS, NO_COLOUR, NO_KIND
@@ -29,7 +30,7 @@ CLASSES: Final = Classes(NO_KIND + 1, NO_COLOUR + 1, HOURS)
 # World 1's theta of 1e4 turns all but a few of a head's dimensions several times within 2,304 positions.
 SHAPE: Final = LanguageShape(len(SECOND_VOCABULARY), rope_theta=1e9, heads=8, inner=384)
 
-TOWER: Final = TowerTraining(steps=800, place_weight=0.5, smoothing=0.1)
+TOWER: Final = TowerTraining(steps=600, place_weight=0.5, smoothing=0.1)
 CURRICULUM: Final = (
     Stage("dense", steps=2_400, scenes=12, fewest=0.015, most=0.05, sure=0.85),
     Stage("longer", steps=400, scenes=8, fewest=0.015, most=0.4, sure=0.8, lr=1e-3, flat=0.2),
@@ -41,9 +42,9 @@ CURRICULUM: Final = (
 class SecondBuild:
     """How much is drawn, trained and measured."""
 
-    tower_scenes: int = 160
+    tower_scenes: int = 120
     tower: TowerTraining = TOWER
-    scenes: int = 1_500
+    scenes: int = 1_000
     curriculum: tuple[Stage, ...] = CURRICULUM
     held_out_scenes: int = 100  # five questions each
 
@@ -69,6 +70,8 @@ def build_second(
 ) -> SecondReport:
     """Train the model into ``output`` in Hugging Face's layout, and measure it on held-out scenes.
 
+    An interrupted build goes on after the tower's features if called again with the same arguments.
+
     Args:
         workers: processes that draw scenes.
 
@@ -78,14 +81,9 @@ def build_second(
     config = config or SecondBuild()
     check_free(output)
     seconds: dict[str, float] = {}
-    with timed("tower", seconds):
-        model = first_model(seed)
-        frames = scene_frames(split_seeds("model", config.tower_scenes, _FIRST_SCENE), workers)
-        train_tower(model, frames, config.tower, seed, progress, CLASSES)
-    with timed("features", seconds):
-        seeds = split_seeds("model", config.scenes, _FIRST_SCENE + config.tower_scenes)
-        cache = cache_scenes(model, seeds, workers)
-        start_with_lookup(model, cache, seed)
+    model = first_model(seed)
+    cache = _features(model, config, seed, output / _FEATURES, workers, seconds, progress)
+    start_with_lookup(model, cache, seed)
     for stage in config.curriculum:
         with timed(stage.name, seconds):
             train_stage(model, cache, stage, seed, progress)
@@ -96,9 +94,42 @@ def build_second(
         drawn, decoded = (rewards(video_llm, held_out, decoded=decoded) for decoded in (False, True))
     report = SecondReport(seed, len(held_out), drawn, decoded, seconds)
     (output / REPORT).write_text(json.dumps(asdict(report), indent=2) + "\n")
+    (output / _FEATURES).unlink()
     return report
 
 
+def _features(
+    model: LlavaOnevisionForConditionalGeneration,
+    config: SecondBuild,
+    seed: int,
+    checkpoint: Path,
+    workers: int,
+    seconds: dict[str, float],
+    progress: Progress,
+) -> SceneCache:
+    """Train the tower and keep with its weights what it sees in the scenes, or load both from the same build's file."""
+    built_by = repr((seed, config.tower_scenes, config.tower, config.scenes))
+    seen = (model.model.vision_tower, model.model.multi_modal_projector)
+    if checkpoint.exists():
+        kept = torch.load(checkpoint, weights_only=True)
+        if kept["built_by"] == built_by:
+            for part, weights in zip(seen, kept["weights"], strict=True):
+                part.load_state_dict(weights)
+            seconds.update(kept["seconds"])
+            return SceneCache(**kept["cache"])
+    with timed("tower", seconds):
+        frames = scene_frames(split_seeds("model", config.tower_scenes, _FIRST_SCENE), workers)
+        train_tower(model, frames, config.tower, seed, progress, CLASSES)
+    with timed("features", seconds):
+        seeds = split_seeds("model", config.scenes, _FIRST_SCENE + config.tower_scenes)
+        cache = cache_scenes(model, seeds, workers)
+    kept = {"weights": [part.state_dict() for part in seen], "cache": vars(cache), "seconds": {**seconds}}
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"built_by": built_by, **kept}, checkpoint)
+    return cache
+
+
+_FEATURES = "features.pt"
 _FIRST_SCENE = 500_000  # of the split that the tiny models are trained on
 
 
