@@ -1,4 +1,4 @@
-"""Batches for the second world's language model: tokens retained at random, eight questions a scene.
+"""Batches for the second world's language model: tokens retained at random, five questions a scene.
 
 Shape legend: B scenes, N video tokens, k retained ones, P = 13 pieces, Lq columns of all questions, A answer columns.
 """
@@ -25,7 +25,6 @@ _TEMPLATES: Final[dict[Kind, str]] = {
     "sign": "what does the sign say",
     "hours": "how many hours from the _ to the _",
 }
-ASKED: Final[tuple[Kind, ...]] = ("order", "order", "count", "where", "where", "sign", "hours", "hours")
 _GUARANTEED = 50.0  # added to a Gumbel key
 _OBJECT_BIAS = 1.0
 
@@ -82,15 +81,11 @@ def sample_retention(pieces: Tensor, count: int, sure: float, draw: torch.Genera
 
 
 def sample_batch(cache: SceneCache, scenes: Tensor, shown: Tensor, draw: torch.Generator) -> Batch:
-    """The questions of ``ASKED`` about each scene (B,).
+    """A question of each kind about each scene (B,).
 
     Objects are counted among the pieces ``shown`` (B, P): one scene teaches several counts.
     """
-    count = dict.fromkeys(_TEMPLATES, 0)
-    asked = []
-    for kind in ASKED:
-        asked.append(_ask(cache, scenes, shown, kind, count[kind], draw))
-        count[kind] += 1
+    asked = [_ask(cache, scenes, shown, kind, draw) for kind in _TEMPLATES]
     ids, lengths, anchors, answers, start = [], [], [], [], 0
     for one in asked:
         words = [*_TEMPLATES[one.kind].split(), TURN_END, TURN_START, "assistant"]
@@ -125,7 +120,7 @@ def _ask(cache: SceneCache, scenes: Tensor, shown: Tensor, kind: Kind, number: i
         found = one_hot(cache.sign[scenes], len(SYLLABLES)).flatten(1).unsqueeze(1).float()
         return Asked(kind, none, SYLLABLE_IDS[cache.sign[scenes]], found, none, needed)
     if kind == "where":
-        moved = torch.full((batch, 1), number % MOVED)
+        moved = torch.randint(0, MOVED, (batch, 1), generator=draw)
         went = cache.directions[scenes].gather(1, moved)
         color = cache.colours[scenes].gather(1, FIRST_MOVED + moved)
         named = SHAPE_IDS[cache.shapes[scenes].gather(1, FIRST_MOVED + moved)]

@@ -28,7 +28,7 @@ from cacovid.models.loading import load_video_llm, resolve_path
 
 CLASSES: Final = Classes(NO_KIND + 1, NO_COLOUR + 1, HOURS)
 # World 1's theta of 1e4 turns all but a few of a head's dimensions several times within 2,304 positions.
-SHAPE: Final = LanguageShape(len(SECOND_VOCABULARY), rope_theta=1e9, heads=8, inner=384)
+SHAPE: Final = LanguageShape(len(SECOND_VOCABULARY), rope_theta=1e9, heads=10, inner=384)
 
 TOWER: Final = TowerTraining(steps=600, place_weight=0.5, smoothing=0.1)
 CURRICULUM: Final = (

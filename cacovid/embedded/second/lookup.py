@@ -7,10 +7,11 @@ linear in the tower's features, it is there from the first step and training onl
 | --- | --- | --- |
 | 0 | tokens of its shape, early ones before late ones | hour, row, column, colour |
 | 1 | the same, late ones before early ones | hour, row, column, in directions of their own |
-| 2 | tokens of its colour | hour, shape |
-| 4, 5, 6 | "sign": the sign's first, second, third syllable | which one, in directions of their own |
+| 2 to 5 | tokens of its colour, those of one quarter of the day before others | which hour of the quarter |
+| 6 to 8 | "sign": the sign's first, second, third syllable | which one, in directions of their own |
 
-Heads 3 and 7 find nothing yet. Shape legend: M video tokens, D width.
+So the hours of a colour stand side by side, however many objects have it. Head 9 finds nothing yet.
+Shape legend: M video tokens, D width.
 """
 
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ _MARGIN = 6.0  # by how much a class's own tokens exceed all others of a scene t
 _EVEN = 1.0  # weight of the variance of a class's own logits
 _DETECTOR_STEPS, _DETECTOR_LR = 400, 0.05
 _EARLINESS = 6.0  # by how much early tokens exceed late ones
+_IN_QUARTER = 4.0  # by how much those of the quarter exceed others
 _FINAL_NORM = 0.25  # words so long give logits of 20 at random
 _BROUGHT = 1.0  # length of what is found, of a word's 1.4
 _SCENES = 200
@@ -45,17 +47,18 @@ _RIDGE = 1e-3
 _BRINGS: Final = {  # by head
     0: ("hour", "row", "column", "colour"),
     1: ("hour", "row", "column"),
-    2: ("hour", "shape"),
-    4: ("syllable",),
-    5: ("syllable",),
     6: ("syllable",),
+    7: ("syllable",),
+    8: ("syllable",),
 }
+_QUARTERS: Final = (2, 3, 4, 5)  # heads
 _CLASSES: Final = {
     "shape": len(SHAPES),
     "colour": len(COLOUR_NAMES),
     "syllable": len(SYLLABLES),
     "place": SIGN,
     "hour": HOURS,
+    "light": HOURS,
     "half": 2,
     "row": SIDE,
     "column": SIDE,
@@ -125,15 +128,18 @@ def start_with_lookup(model: LlavaOnevisionForConditionalGeneration, cache: Scen
     shapes, colours, sign = read.split([len(SHAPES), len(COLOUR_NAMES), 1])
     for head in (0, 1):
         _match(attention, head, shapes, keys["shape"])
-    _match(attention, 2, colours, keys["colour"])
+    for head in _QUARTERS:
+        _match(attention, head, colours, keys["colour"])
     for place in range(SIGN):
-        _match(attention, 4 + place, one_hot(torch.tensor([place]), SIGN).T * sign, keys["place"])
+        _match(attention, 6 + place, one_hot(torch.tensor([place]), SIGN).T * sign, keys["place"])
     early_at = HEAD - 1
     attention.k_proj.weight[early_at] = late[1]
     attention.k_proj.bias[early_at] = late_offset[1] - 0.5
     for head, side in ((0, -1), (1, 1)):
         attention.q_proj.weight[head * HEAD + early_at] = 0
         attention.q_proj.bias[head * HEAD + early_at] = side * _EARLINESS * HEAD**0.5
+    light, light_offset = tokens.readers("light")
+    hour, hour_offset = tokens.readers("hour")
     apart = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=draw))[0]
     for head, names in _BRINGS.items():
         read, offset = (torch.cat(part) for part in zip(*(tokens.readers(name) for name in names), strict=True))
@@ -141,6 +147,17 @@ def start_with_lookup(model: LlavaOnevisionForConditionalGeneration, cache: Scen
         rows = slice(head // 2 * HEAD, head // 2 * HEAD + len(read))
         attention.v_proj.weight[rows], attention.v_proj.bias[rows] = read, offset
         attention.o_proj.weight[:, head * HEAD : head * HEAD + len(read)] = _BROUGHT * write.T
+    side_by_side, apart = apart[:HOURS], apart[HOURS:]
+    for quarter, head in enumerate(_QUARTERS):
+        hours = slice(2 * quarter, 2 * quarter + 2)
+        dimension = HEAD - 2 + quarter % 2
+        key, values = head // 2 * HEAD + dimension, slice(head // 2 * HEAD, head // 2 * HEAD + HOURS)
+        attention.k_proj.weight[key], attention.k_proj.bias[key] = light[hours].sum(0), light_offset[hours].sum()
+        attention.q_proj.weight[head * HEAD + dimension] = 0
+        attention.q_proj.bias[head * HEAD + dimension] = _IN_QUARTER * HEAD**0.5
+        attention.v_proj.weight[values], attention.v_proj.bias[values] = hour, hour_offset
+        attention.o_proj.weight[:, head * HEAD : head * HEAD + HOURS] = 0
+        attention.o_proj.weight[:, head * HEAD :][:, hours] = _BROUGHT * side_by_side[hours].T
     model.model.language_model.norm.weight.fill_(_FINAL_NORM)
 
 
@@ -158,6 +175,7 @@ def _sample(cache: SceneCache, draw: torch.Generator) -> _Tokens:
         "syllable": torch.where(piece >= SIGN_PIECES, cache.sign[scene, (piece - SIGN_PIECES).clamp(min=0)], -1),
         "place": (piece - SIGN_PIECES).clamp(min=-1),
         "hour": torch.where(is_object, hour, -1),
+        "light": hour,
         "half": torch.where(is_object, hour * 2 // HOURS, -1),
         "row": torch.where(is_object, token % CELLS // SIDE, -1),
         "column": torch.where(is_object, token % SIDE, -1),

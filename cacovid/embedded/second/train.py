@@ -69,7 +69,7 @@ class SceneLosses(nn.Module):
         """
         first, second, third, last = layers
         norm, head = model.model.language_model.norm, model.lm_head
-        sums: dict[str, list[float]] = {}
+        metrics: dict[str, float] = {}
         total = last.new_zeros(())
         for asked, anchors, answers in zip(batch.asked, batch.anchors, batch.answers, strict=True):
             weight = (shown | ~asked.pieces).all(1).float()
@@ -83,18 +83,16 @@ class SceneLosses(nn.Module):
             each = binary_cross_entropy_with_logits(found, asked.found, reduction="none").sum(2).mean(1)
             loss = loss + self.stage.found_weight * (each * weight).sum() / weight.sum().clamp(min=1)
             all_found = ((found > 0) == (asked.found > 0)).all(2).float().mean(1)
-            sums.setdefault(f"{asked.kind}'", []).append(float((all_found * weight).sum() / weight.sum().clamp(min=1)))
+            metrics[f"{asked.kind}'"] = float((all_found * weight).sum() / weight.sum().clamp(min=1))
             if asked.kind in self.steps:
                 step_logits = self.steps[asked.kind](norm(second[:, anchors]))
                 loss = loss + self.stage.step_weight * _weighted(step_logits, asked.step, weight)
                 if asked.kind == "order":
                     letters = LETTER_IDS.expand(len(weight), -1)
                     loss = loss + self.stage.letter_weight * _weighted(head(norm(second[:, anchors])), letters, weight)
-                sums.setdefault(f"{asked.kind}*", []).append(_right(step_logits, asked.step, weight))
-            sums.setdefault(asked.kind, []).append(_right(logits, asked.answer, weight))
-            total = total + loss / sum(one.kind == asked.kind for one in batch.asked)
-        total = total / len(self.found)
-        metrics = {name: sum(values) / len(values) for name, values in sums.items()}
+                metrics[f"{asked.kind}*"] = _right(step_logits, asked.step, weight)
+            metrics[asked.kind] = _right(logits, asked.answer, weight)
+            total = total + loss / len(batch.asked)
         return total, {"loss": float(total.detach())} | metrics
 
 
