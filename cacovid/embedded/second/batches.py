@@ -100,8 +100,7 @@ def sample_batch(cache: SceneCache, scenes: Tensor, shown: Tensor, draw: torch.G
     return Batch(torch.cat(ids, dim=1), tuple(lengths), tuple(asked), tuple(anchors), tuple(answers))
 
 
-def _ask(cache: SceneCache, scenes: Tensor, shown: Tensor, kind: Kind, number: int, draw: torch.Generator) -> Asked:
-    """The ``number``-th question of a kind."""
+def _ask(cache: SceneCache, scenes: Tensor, shown: Tensor, kind: Kind, draw: torch.Generator) -> Asked:
     batch = len(scenes)
     none = torch.empty(batch, 0, dtype=torch.int64)
     if kind == "count":
