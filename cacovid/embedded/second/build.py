@@ -32,9 +32,9 @@ SHAPE: Final = LanguageShape(len(SECOND_VOCABULARY), rope_theta=1e9, heads=10, i
 
 TOWER: Final = TowerTraining(steps=600, place_weight=0.5, smoothing=0.1)
 CURRICULUM: Final = (
-    Stage("dense", steps=2_400, scenes=12, fewest=0.015, most=0.05, sure=0.85),
-    Stage("longer", steps=400, scenes=8, fewest=0.015, most=0.4, sure=0.8, lr=1e-3, flat=0.2),
-    Stage("whole", steps=80, scenes=4, fewest=0.1, most=1.0, sure=0.9, everything=0.5, lr=5e-4, flat=0.0, warmup=5),
+    Stage("dense", steps=1_000, scenes=16, fewest=0.015, most=0.05, sure=0.85),
+    Stage("longer", steps=120, scenes=8, fewest=0.015, most=0.4, sure=0.85, lr=1e-3, flat=0.2),
+    Stage("whole", steps=30, scenes=4, fewest=0.1, most=1.0, sure=0.9, everything=0.5, lr=5e-4, flat=0.0, warmup=5),
 )
 
 
@@ -46,7 +46,7 @@ class SecondBuild:
     tower: TowerTraining = TOWER
     scenes: int = 1_000
     curriculum: tuple[Stage, ...] = CURRICULUM
-    held_out_scenes: int = 100  # five questions each
+    held_out_scenes: int = 60  # five questions each
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def build_second(
     seconds: dict[str, float] = {}
     model = first_model(seed)
     cache = _features(model, config, seed, output / _FEATURES, workers, seconds, progress)
-    start_with_lookup(model, cache, seed)
+    with timed("lookup", seconds):
+        start_with_lookup(model, cache, seed)
     for stage in config.curriculum:
         with timed(stage.name, seconds):
             train_stage(model, cache, stage, seed, progress)
