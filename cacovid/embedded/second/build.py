@@ -28,11 +28,11 @@ from cacovid.models.loading import load_video_llm, resolve_path
 
 CLASSES: Final = Classes(NO_KIND + 1, NO_COLOUR + 1, HOURS)
 # World 1's theta of 1e4 turns all but a few of a head's dimensions several times within 2,304 positions.
-SHAPE: Final = LanguageShape(len(SECOND_VOCABULARY), rope_theta=1e9, heads=10, inner=384)
+SHAPE: Final = LanguageShape(len(SECOND_VOCABULARY), rope_theta=1e9, heads=14, inner=384)
 
 TOWER: Final = TowerTraining(steps=600, place_weight=0.5, smoothing=0.1)
 CURRICULUM: Final = (
-    Stage("dense", steps=1_000, scenes=16, fewest=0.015, most=0.05, sure=0.85),
+    Stage("dense", steps=800, scenes=16, fewest=0.015, most=0.05, sure=0.85),
     Stage("longer", steps=120, scenes=8, fewest=0.015, most=0.4, sure=0.85, lr=1e-3, flat=0.2),
     Stage("whole", steps=30, scenes=4, fewest=0.1, most=1.0, sure=0.9, everything=0.5, lr=5e-4, flat=0.0, warmup=5),
 )
@@ -46,7 +46,7 @@ class SecondBuild:
     tower: TowerTraining = TOWER
     scenes: int = 1_000
     curriculum: tuple[Stage, ...] = CURRICULUM
-    held_out_scenes: int = 60  # five questions each
+    held_out_scenes: int = 50  # five questions each
 
 
 @dataclass(frozen=True)

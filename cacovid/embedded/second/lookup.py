@@ -7,10 +7,10 @@ linear in the tower's features, it is there from the first step and training onl
 | --- | --- | --- |
 | 0 | tokens of its shape, early ones before late ones | hour, row, column, colour |
 | 1 | the same, late ones before early ones | hour, row, column, in directions of their own |
-| 2 to 5 | tokens of its colour, those of one quarter of the day before others | which hour of the quarter |
-| 6 to 8 | "sign": the sign's first, second, third syllable | which one, in directions of their own |
+| 2 to 9 | tokens of its colour, those of one hour before others | whether it is that hour |
+| 10 to 12 | "sign": the sign's first, second, third syllable | which one, in directions of their own |
 
-So the hours of a colour stand side by side, however many objects have it. Head 9 finds nothing yet.
+So the hours of a colour stand side by side, however many objects have it. Head 13 finds nothing yet.
 Shape legend: M video tokens, D width.
 """
 
@@ -38,7 +38,7 @@ _MARGIN = 6.0  # by how much a class's own tokens exceed all others of a scene t
 _EVEN = 1.0  # weight of the variance of a class's own logits
 _DETECTOR_STEPS, _DETECTOR_LR = 400, 0.05
 _EARLINESS = 6.0  # by how much early tokens exceed late ones
-_IN_QUARTER = 4.0  # by how much those of the quarter exceed others
+_IN_HOUR = 6.0  # by how much those of the hour exceed others
 _FINAL_NORM = 0.25  # words so long give logits of 20 at random
 _BROUGHT = 1.0  # length of what is found, of a word's 1.4
 _SCENES = 200
@@ -47,11 +47,11 @@ _RIDGE = 1e-3
 _BRINGS: Final = {  # by head
     0: ("hour", "row", "column", "colour"),
     1: ("hour", "row", "column"),
-    6: ("syllable",),
-    7: ("syllable",),
-    8: ("syllable",),
+    10: ("syllable",),
+    11: ("syllable",),
+    12: ("syllable",),
 }
-_QUARTERS: Final = (2, 3, 4, 5)  # heads
+_FIRST_HOUR, _FIRST_PLACE = 2, 10  # heads
 _CLASSES: Final = {
     "shape": len(SHAPES),
     "colour": len(COLOUR_NAMES),
@@ -128,10 +128,10 @@ def start_with_lookup(model: LlavaOnevisionForConditionalGeneration, cache: Scen
     shapes, colours, sign = read.split([len(SHAPES), len(COLOUR_NAMES), 1])
     for head in (0, 1):
         _match(attention, head, shapes, keys["shape"])
-    for head in _QUARTERS:
+    for head in range(_FIRST_HOUR, _FIRST_HOUR + HOURS):
         _match(attention, head, colours, keys["colour"])
     for place in range(SIGN):
-        _match(attention, 6 + place, one_hot(torch.tensor([place]), SIGN).T * sign, keys["place"])
+        _match(attention, _FIRST_PLACE + place, one_hot(torch.tensor([place]), SIGN).T * sign, keys["place"])
     early_at = HEAD - 1
     attention.k_proj.weight[early_at] = late[1]
     attention.k_proj.bias[early_at] = late_offset[1] - 0.5
@@ -147,17 +147,15 @@ def start_with_lookup(model: LlavaOnevisionForConditionalGeneration, cache: Scen
         rows = slice(head // 2 * HEAD, head // 2 * HEAD + len(read))
         attention.v_proj.weight[rows], attention.v_proj.bias[rows] = read, offset
         attention.o_proj.weight[:, head * HEAD : head * HEAD + len(read)] = _BROUGHT * write.T
-    side_by_side, apart = apart[:HOURS], apart[HOURS:]
-    for quarter, head in enumerate(_QUARTERS):
-        hours = slice(2 * quarter, 2 * quarter + 2)
-        dimension = HEAD - 2 + quarter % 2
-        key, values = head // 2 * HEAD + dimension, slice(head // 2 * HEAD, head // 2 * HEAD + HOURS)
-        attention.k_proj.weight[key], attention.k_proj.bias[key] = light[hours].sum(0), light_offset[hours].sum()
+    for at, head in enumerate(range(_FIRST_HOUR, _FIRST_HOUR + HOURS)):
+        dimension, value = HEAD - 2 + at % 2, head // 2 * HEAD + at % 2
+        key = head // 2 * HEAD + dimension
+        attention.k_proj.weight[key], attention.k_proj.bias[key] = light[at], light_offset[at]
         attention.q_proj.weight[head * HEAD + dimension] = 0
-        attention.q_proj.bias[head * HEAD + dimension] = _IN_QUARTER * HEAD**0.5
-        attention.v_proj.weight[values], attention.v_proj.bias[values] = hour, hour_offset
-        attention.o_proj.weight[:, head * HEAD : head * HEAD + HOURS] = 0
-        attention.o_proj.weight[:, head * HEAD :][:, hours] = _BROUGHT * side_by_side[hours].T
+        attention.q_proj.bias[head * HEAD + dimension] = _IN_HOUR * HEAD**0.5
+        attention.v_proj.weight[value], attention.v_proj.bias[value] = hour[at], hour_offset[at]
+        attention.o_proj.weight[:, head * HEAD : head * HEAD + 2] = 0
+        attention.o_proj.weight[:, head * HEAD + at % 2] = _BROUGHT * apart[at]
     model.model.language_model.norm.weight.fill_(_FINAL_NORM)
 
 
