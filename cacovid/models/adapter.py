@@ -28,7 +28,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cacovid.config import ModelConfig, Numbering, Positions
 from cacovid.errors import BadItem, UserError
-from cacovid.limits import EMBEDDED_LENGTH
+from cacovid.limits import EMBEDDED_LENGTHS
 from cacovid.models.encoded import Encoded, VideoFeatures, joint_grid
 from cacovid.models.fingerprint import model_fingerprint, stable_json, text_digest
 from cacovid.models.listening import listening
@@ -327,8 +327,8 @@ class VideoLLM(ABC):
         """Positions that the model was trained on, as far as its configuration or ours says."""
         if self.config.trained_length is not None:
             return self.config.trained_length
-        if self.config.path == "embedded":  # its architecture would take more than it has ever seen
-            return EMBEDDED_LENGTH
+        if self.config.path in EMBEDDED_LENGTHS:  # their architecture would take more than they have ever seen
+            return EMBEDDED_LENGTHS[self.config.path]
         return int(self.model.config.get_text_config().max_position_embeddings)
 
     def numbering(self, encoded: Encoded, positions: Positions | None = None) -> Numbering:

@@ -12,7 +12,7 @@ from cacovid.config import ModelConfig, TrainConfig
 from cacovid.embedded.clips import draw_clip
 from cacovid.embedded.dataset import question_record
 from cacovid.embedded.questions import clip_questions
-from cacovid.limits import EMBEDDED_LENGTH
+from cacovid.limits import EMBEDDED_LENGTHS
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.encoded import Encoded
 from cacovid.models.loading import load_video_llm
@@ -36,12 +36,12 @@ def test_the_default_keeps_positions_at_the_trained_length_and_renumbers_beyond(
     assert embedded.config.positions == "auto"
     for clips, expected in ((1, "original"), (2, "contiguous")):
         encoded = asked(embedded, clips)
-        assert (encoded.length <= EMBEDDED_LENGTH) == (expected == "original")
+        assert (encoded.length <= EMBEDDED_LENGTHS["embedded"]) == (expected == "original")
         assert embedded.numbering(encoded) == expected
         keep = random_keep(encoded.grid.tokens, 0.1, group=2)
         by_rule, told = embedded.pack(encoded, keep), embedded.pack(encoded, keep, expected)
         assert torch.equal(by_rule["position_ids"], told["position_ids"])
-        assert int(by_rule["position_ids"].max()) < EMBEDDED_LENGTH
+        assert int(by_rule["position_ids"].max()) < EMBEDDED_LENGTHS["embedded"]
 
 
 def test_what_is_asked_for_wins_over_the_rule(embedded: VideoLLM) -> None:
