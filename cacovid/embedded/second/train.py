@@ -38,7 +38,7 @@ class Stage:
     sure: float  # probability that a piece of evidence has a token retained whatever the share
     everything: float = 0.0  # share of the steps that retain all tokens
     lr: float = 2e-3
-    weight_decay: float = 0.01
+    weight_decay: float = 0.05
     warmup: int = 30
     flat: float = 0.5
     kept_lr: float = 0.2  # the share of lr for words and the first layer's attention, which start as a look-up
