@@ -5,7 +5,7 @@ each kind of question, from few tokens to all -> save -> measure on held-out sce
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -31,12 +31,24 @@ CLASSES: Final = Classes(NO_KIND + 1, NO_COLOUR + 1, HOURS)
 SHAPE: Final = LanguageShape(len(SECOND_VOCABULARY), rope_theta=1e9, heads=14, inner=384)
 
 TOWER: Final = TowerTraining(steps=600, place_weight=0.5, smoothing=0.1)
+_DENSE = Stage("dense", steps=1_000, scenes=16, fewest=0.015, most=0.05, sure=0.85)
 # Throwaway losses start anew in every stage: what they would teach at first undoes what is learned.
-_ANSWERS_ALONE: Final = {"found_weight": 0.0, "step_weight": 0.0, "letter_weight": 0.0}
+_ANSWERS_ALONE = replace(_DENSE, found_weight=0.0, step_weight=0.0, letter_weight=0.0)
 CURRICULUM: Final = (
-    Stage("dense", steps=1_000, scenes=16, fewest=0.015, most=0.05, sure=0.85),
-    Stage("longer", steps=200, scenes=8, fewest=0.015, most=0.4, sure=0.85, lr=5e-4, flat=0.2, **_ANSWERS_ALONE),
-    Stage("whole", steps=20, scenes=4, fewest=0.1, most=1, sure=0.9, everything=0.5, lr=2e-4, flat=0, **_ANSWERS_ALONE),
+    _DENSE,
+    replace(_ANSWERS_ALONE, name="longer", steps=200, scenes=8, most=0.4, lr=5e-4, flat=0.2),
+    replace(
+        _ANSWERS_ALONE,
+        name="whole",
+        steps=20,
+        scenes=4,
+        fewest=0.1,
+        most=1.0,
+        sure=0.9,
+        everything=0.5,
+        lr=2e-4,
+        flat=0.0,
+    ),
 )
 
 
