@@ -23,7 +23,7 @@ def build(
     workers: Annotated[int, typer.Option(min=1, help="processes that draw clips")] = 2,
     world: World = 1,
 ) -> None:
-    """Train a world's tiny Video-LLM (about 25 minutes on two cores) and print its held-out accuracy."""
+    """Train a world's tiny Video-LLM (25 to 50 minutes) and print its held-out accuracy."""
     import torch
 
     torch.set_num_threads(threads)
