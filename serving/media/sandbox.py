@@ -114,6 +114,9 @@ class Sandbox:
         if self._waiting is not None:
             self._waiting.end()
             self._waiting = None
+        self._end_template()
+
+    def _end_template(self) -> None:
         if self._control is not None:
             self._control.close()
             self._control = None
@@ -194,12 +197,12 @@ class Sandbox:
         try:
             return self._forked(link)
         except (EOFError, OSError):  # the template has died meanwhile
-            self.close()
+            self._end_template()
             return self._forked(link)
 
     def _forked(self, link: socket.socket) -> int:
         if self._template is None or self._template.poll() is not None or self._control is None:
-            self.close()
+            self._end_template()
             self._start()
         assert self._control is not None
         socket.send_fds(self._control, [b"1"], [link.fileno()])
