@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 VLLM := .venv-vllm
 DEMO := runs/demo
 
-.PHONY: setup demo test test-slow test-cluster test-cluster-long test-deploy test-gpu test-vllm lmms-eval lint bench bench-serve bench-scale bench-data results clean
+.PHONY: setup demo test test-slow test-cluster test-cluster-long test-deploy test-gpu test-vllm lmms-eval lint bench bench-serve bench-scale bench-data ablations results clean
 
 setup: $(READY)
 
@@ -90,24 +90,30 @@ bench-data: setup
 	$(BIN)/python -m benchmarks.decoding
 	$(BIN)/python -m benchmarks.table_memory
 
+# What each choice of the default is worth; the same command goes on where it was ended.
+ablations: setup
+	$(BIN)/python -m benchmarks.ablations --out runs/ablations
+
 RESULTS := runs/results
 HELD_OUT := $(RESULTS)/table/clips-held-out-250/questions.parquet
 
-# The table of docs/benchmarks.md: every policy trained three times through actors and learner, all methods on held-out
-# clips, with the control of swapped questions.
+# The tables of docs/benchmarks.md: every policy trained three times through actors and learner, all methods on held-out
+# clips, with the control of swapped questions. Hours; the same command goes on where it was ended.
 SEEDS := 0 1 2
-POLICIES := late-credit=embedded paper-clipped=paper
+POLICIES := late-evidence=embedded paper-clipped=paper world-2=embedded-2
+WORLD_2 := --data embedded-2 --clips 50 --retention 0.1,0.05,0.02 --methods policy,untrained,divprune,text-cosine,vidcom2,uniform,random,oracle
+policies_of = $(foreach seed,$(SEEDS),--policy $(1)-$(seed)=$(RESULTS)/$(1)-$(seed))
 RATIOS := 0.25,0.2,0.15,0.1,0.05,0.02,0.01
 
 results: setup
-	$(call set_aside,$(RESULTS))
 	set -e; for policy in $(POLICIES); do for seed in $(SEEDS); do \
 		$(BIN)/cacovid train --config configs/$${policy#*=}.toml --set run.seed=$$seed --out $(RESULTS)/$${policy%=*}-$$seed; \
 	done; done
 	$(BIN)/cacovid evaluate --out $(RESULTS)/table --retention $(RATIOS) --controls swapped \
-		$(foreach policy,$(POLICIES),$(foreach seed,$(SEEDS),--policy $(firstword $(subst =, ,$(policy)))-$(seed)=$(RESULTS)/$(firstword $(subst =, ,$(policy)))-$(seed)))
-	$(BIN)/cacovid evaluate --out $(RESULTS)/table-frame-budgets $(foreach seed,$(SEEDS),--policy paper-clipped-$(seed)=$(RESULTS)/paper-clipped-$(seed)) --methods policy --rule frame-budgets --data $(HELD_OUT)
-	$(BIN)/cacovid report $(foreach seed,$(SEEDS),$(RESULTS)/late-credit-$(seed)) $(RESULTS)/table --out $(RESULTS)/report.html
+		$(call policies_of,late-evidence) $(call policies_of,paper-clipped)
+	$(BIN)/cacovid evaluate --out $(RESULTS)/table-frame-budgets $(call policies_of,paper-clipped) --methods policy --rule frame-budgets --data $(HELD_OUT)
+	$(BIN)/cacovid evaluate --out $(RESULTS)/table-world-2 $(WORLD_2) $(call policies_of,world-2)
+	$(BIN)/cacovid report $(foreach seed,$(SEEDS),$(RESULTS)/late-evidence-$(seed) $(RESULTS)/world-2-$(seed)) $(RESULTS)/table $(RESULTS)/table-world-2 --out $(RESULTS)/report.html --overwrite
 
 clean:
 	rm -rf $(VENV) $(VLLM) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

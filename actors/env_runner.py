@@ -24,6 +24,7 @@ from cacovid.config import TrainConfig
 from cacovid.data.reader import ItemReader
 from cacovid.errors import BadItem
 from cacovid.evaluation.measuring import evaluate
+from cacovid.evaluation.question import Answer
 from cacovid.evaluation.result import EvaluationResult
 from cacovid.gpu_memory import held_bytes
 from cacovid.methods.policy_method import PolicyMethod
@@ -46,6 +47,7 @@ class RolloutEnvRunner(ReplicaActor, EnvRunner, Checkpointable):  # type: ignore
         self._reader: ItemReader | None = None
         self._policy: CompressionPolicy | None = None
         self._weights_id: str | None = None
+        self._full: dict[str, Answer] = {}  # the frozen model's, from all tokens, of questions evaluated before
         if self.worker_index:
             torch.set_num_threads(self.train_config.actors.threads)
 
@@ -131,7 +133,7 @@ class RolloutEnvRunner(ReplicaActor, EnvRunner, Checkpointable):  # type: ignore
         self, item: VideoQuestion, task: EvaluateTask, reader: ItemReader, policy: CompressionPolicy
     ) -> EvaluationResult:
         method = PolicyMethod("policy", policy, self.train_config.selection)
-        return evaluate(reader, [method], [item], task.retentions, seed=self.train_config.run.seed)
+        return evaluate(reader, [method], [item], task.retentions, seed=self.train_config.run.seed, full=self._full)
 
     def _use_weights(self, weights: PublishedWeights, policy: CompressionPolicy) -> None:
         """Load the task's weights unless in use."""

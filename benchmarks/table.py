@@ -18,6 +18,12 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> N
     Console(width=120).print(f"\n{title}", table, sep="\n", highlight=False)
 
 
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same as Markdown, without the title."""
+    rule = ["---", *["---:"] * (len(columns) - 1)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (columns, rule, *rows))
+
+
 def show_ratios(title: str, unit: str, times: Mapping[str, Sequence[float]], figure: Callable[[float], float]) -> None:
     """Compare sides that took turns.
 

@@ -91,7 +91,7 @@ class PolicyConfig(Section):
 class SamplingConfig(Section):
     """Online combination space sampling (OCSS)."""
 
-    group: Annotated[int, Field(ge=4)] = Field(32, description="combinations per item and inner iteration, G")
+    group: Annotated[int, Field(ge=4)] = Field(8, description="combinations per item and inner iteration, G")
     modes: Literal["token", "mixed"] = Field(
         "token", description="token samples only, or the paper's mix (1 content, 3G/4-1 token, G/4 frame)"
     )
@@ -120,8 +120,10 @@ class SamplingConfig(Section):
 class ObjectiveConfig(Section):
     """What the learner minimises."""
 
-    kind: Literal["credit", "clipped"] = Field(
-        "credit", description="credit regression with replay (ours) or the paper's clipped objective"
+    kind: Literal["evidence", "credit", "clipped"] = Field(
+        "evidence",
+        description="evidence likelihood (ours), credit regression (ours), both with replay, or the paper's clipped "
+        "objective",
     )
     reward: Literal["answer", "probability"] = Field(
         "answer",
@@ -143,11 +145,13 @@ class ObjectiveConfig(Section):
     )
     frame_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="weight of the frame loss")
     credit_scale: float = Field(2.0, description="credit: target of the score is this times the credit")
-    score_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="credit: weight of the mean squared score")
+    score_decay: Annotated[float, Field(ge=0)] = Field(
+        1e-4, description="evidence and credit: weight of the mean squared score"
+    )
     replay_bytes: Count = Field(2_000_000_000, description="bound of the replay buffer in bytes; 0: no replay")
     replay_items: Count = Field(3_000, description="bound of the replay buffer in questions")
     replay_updates: Positive = Field(
-        4, description="optimiser steps per training step; those of ratio='drawing' are the inner iterations"
+        8, description="optimiser steps per training step; those of ratio='drawing' are the inner iterations"
     )
     replay_batch: Positive = Field(48, description="questions per optimiser step with replay")
 
@@ -168,6 +172,9 @@ class OptimizerConfig(Section):
         0.1, description="the pretrained layer's share of the rate (policy 'paper')"
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="AdamW weight decay")
+    eps: Annotated[float, Field(gt=0)] = Field(
+        1e-6, description="AdamW's term below the quotient; above what sums of gradients round"
+    )
     grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="gradient norm clip")
     schedule: Literal["cosine", "flat-linear"] = Field(
         "flat-linear", description="cosine to 0, or flat for half the run then linear to 5 %"
@@ -268,7 +275,9 @@ class SelectionConfig(Section):
 class EvaluationConfig(Section):
     """What ``CPO.evaluate()`` measures the policy on, between or after training steps."""
 
-    every: Count = Field(0, description="training steps between evaluations of the newest policy; 0: none")
+    every: Count = Field(
+        0, description="training steps between evaluations of the newest policy, and after the last one; 0: none"
+    )
     data: str = Field("embedded", description="Parquet table of questions, or 'embedded': our development clips")
     clips: Positive = Field(50, description="videos to use, the first ones of the table")
     retentions: tuple[Fraction, ...] = Field((0.1, 0.05, 0.02), description="shares of video tokens retained")
@@ -291,8 +300,8 @@ class RunConfig(Section):
     """The run as a whole."""
 
     seed: Count = Field(0, description="seed of initialisation, item order and every sample")
-    steps: Positive = Field(120, description="training steps")
-    items_per_step: Positive = Field(16, description="questions rolled out per training step")
+    steps: Positive = Field(24, description="training steps")
+    items_per_step: Positive = Field(32, description="questions rolled out per training step")
     checkpoint_every: Positive = Field(20, description="training steps between checkpoints")
     keep_checkpoints: Positive = Field(2, description="newest checkpoints kept, beside the best one")
     reuse_bytes: Count = Field(

@@ -13,6 +13,7 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 
 from cacovid.config import TrainConfig
+from cacovid.cpu_memory import keep_freed_memory
 from cacovid.errors import UserError
 from cacovid.gpu_memory import held_bytes
 from cacovid.policy.base import CompressionPolicy
@@ -37,6 +38,8 @@ class DeepSpeedLearner(TorchLearner):  # type: ignore[misc]
         cuda = cfg.learners.gpus > 0
         if cuda and not torch.cuda.is_available():
             raise UserError(f"learners.gpus={cfg.learners.gpus:g}, but torch sees no GPU here: set learners.gpus=0")
+        if not cuda:
+            keep_freed_memory()
         self._torch_device = torch.device("cuda", 0) if cuda else torch.device("cpu")
         # DeepSpeed reads these three, whatever it is told.
         os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"})

@@ -87,7 +87,7 @@ class PolicyEngine:
             "zero_allow_untested_optimizer": True,
             "optimizer": {
                 "type": "AdamW",
-                "params": {"lr": cfg.lr, "weight_decay": cfg.weight_decay, "torch_adam": True},
+                "params": {"lr": cfg.lr, "eps": cfg.eps, "weight_decay": cfg.weight_decay, "torch_adam": True},
             },
         }
 

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from cacovid.config import Count, Fraction, ModelConfig, Positive, Section
+from cacovid.limits import MAX_FRAMES
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MODEL_ID = r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}"
@@ -50,7 +51,12 @@ class MediaConfig(Section):
     max_duration_s: Seconds = Field(1_200.0, description="longest video")
     max_pixels: Positive = Field(3840 * 2160, description="largest frame, in pixels")
     max_source_frames: Positive = Field(72_000, description="most frames a video file may hold")
-    max_frames: Positive = Field(64, description="most frames sampled; num_frames and fps are clamped to it")
+    max_frames: Annotated[Positive, Field(le=MAX_FRAMES)] = Field(
+        64, description="most frames sampled; num_frames and fps are clamped to it"
+    )
+    chunk_frames: Positive | None = Field(
+        None, description="a video of more frames is decoded, encoded and scored so many at a time; None: at once"
+    )
     max_decoded_bytes: Positive = Field(512 * MIB, description="most bytes of sampled frames of one video")
     max_redirects: Count = Field(3, description="redirects followed; each is checked like the first URL")
     connect_timeout_s: Seconds = Field(5.0, description="to connect, and between two reads")

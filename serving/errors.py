@@ -63,6 +63,11 @@ def overloaded(what: str, retry_after_s: int) -> ApiError:
     return ApiError(503, "overloaded", f"{what}; try again in {retry_after_s} s", retry_after_s=retry_after_s)
 
 
+def no_space() -> ApiError:
+    """503 where the disk is full."""
+    return ApiError(503, "no_space", "there is no room for the video now; try again", retry_after_s=10)
+
+
 def internal_error() -> ApiError:
     """500 for a fault of the service inside, of which the log tells."""
     return ApiError(500, "internal_error", "the request failed inside; nothing to mend in it")

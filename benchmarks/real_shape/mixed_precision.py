@@ -16,7 +16,7 @@ class MixedPrecisionAdamW:
             for weight in self.weights
         ]
         self.grad_norm = config.grad_norm
-        self.optimizer = torch.optim.AdamW(self.masters, lr=config.lr, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW(self.masters, lr=config.lr, eps=config.eps, weight_decay=config.weight_decay)
 
     @torch.no_grad()
     def step(self) -> None:

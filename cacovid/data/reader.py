@@ -9,6 +9,7 @@ from typing import Self
 
 from cacovid.answering.prompting import format_prompt
 from cacovid.config import DataConfig, ModelConfig
+from cacovid.cpu_memory import keep_freed_memory
 from cacovid.data.cache import EmbeddingCache, feature_key
 from cacovid.data.content import content_key
 from cacovid.data.video import DecodedVideo, read_frames
@@ -50,10 +51,16 @@ class ItemReader:
 
     @classmethod
     def load(cls, model: ModelConfig, data: DataConfig, cache_dir: Path | None = None) -> Self:
-        """Load the model of ``model`` and open the embedding cache in ``cache_dir`` (None: no cache)."""
+        """Load the model of ``model`` and open the embedding cache in ``cache_dir`` (None: no cache).
+
+        On a CPU this process keeps freed memory from then on.
+        """
         cache = EmbeddingCache(cache_dir, data.cache_bytes) if cache_dir and data.cache_bytes else None
+        video_llm = load_video_llm(model)
+        if video_llm.device.type == "cpu":
+            keep_freed_memory()
         return cls(
-            load_video_llm(model),
+            video_llm,
             model.num_frames,
             instruction=data.instruction,
             max_pixels=data.max_pixels,

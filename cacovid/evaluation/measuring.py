@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from cacovid.data.reader import ItemReader
 from cacovid.data.skipped import SkippedItems
 from cacovid.errors import BadItem, UserError
-from cacovid.evaluation.question import measure_question
+from cacovid.evaluation.question import Answer, measure_question
 from cacovid.evaluation.result import EvaluationResult
 from cacovid.evaluation.rows import QuestionRow, RowStore
 from cacovid.evaluation.summary import Ran, summed_up
@@ -71,13 +71,20 @@ class Outcome:
     reason: str | None = None  # why it could not be used
 
 
-def measure(reader: ItemReader, methods: Sequence[Method], asked: Asked, ratios: Sequence[float], seed: int) -> Outcome:
-    """Everything about one question."""
+def measure(
+    reader: ItemReader,
+    methods: Sequence[Method],
+    asked: Asked,
+    ratios: Sequence[float],
+    seed: int,
+    full: dict[str, Answer] | None = None,
+) -> Outcome:
+    """Everything about one question; ``full`` as in :func:`evaluate`."""
     item, other = asked.item, asked.other
     try:
         case = EvaluationCase(item, reader.encode(item), seed)
         beside = None if other is None else EvaluationCase(other, reader.encode(other), seed)
-        rows = measure_question(reader.video_llm, methods, case, ratios, beside).rows(item)
+        rows = measure_question(reader.video_llm, methods, case, ratios, beside, full).rows(item)
         return Outcome(item, timed_rows(reader, methods, case, rows) if asked.timed else rows)
     except BadItem as error:
         return Outcome(item, reason=str(error))
@@ -95,6 +102,7 @@ def evaluate(
     store: RowStore | None = None,
     swapped: bool = False,
     timed: int = 0,
+    full: dict[str, Answer] | None = None,
 ) -> EvaluationResult:
     """Answer all ``items`` from what each method keeps at each ratio, and from all tokens.
 
@@ -111,6 +119,8 @@ def evaluate(
         store: where rows are kept as they come; what it knows is not measured again.
         swapped: measure the control of swapped questions too.
         timed: clips on which one question is timed alone.
+        full: the frozen model's answers from all tokens by question, as far as known; what is missing is added,
+            so whoever evaluates many policies alike asks for them once.
 
     Raises:
         UserError: a ratio outside (0, 1], no usable item, an oracle without evidence.
@@ -122,7 +132,7 @@ def evaluate(
     names = [method.name for method in methods]
     ran = Ran(reader.video_llm.config.path, items, names, trained, ratios, seed)
     wanted = unknown(plan(items, swapped=swapped, timed=timed), store)
-    outcomes = (measure(reader, methods, asked, ratios, seed) for asked in wanted)
+    outcomes = (measure(reader, methods, asked, ratios, seed, full) for asked in wanted)
     return gather(outcomes, ran, store=store, skipped=skipped, progress=progress)
 
 

@@ -65,6 +65,7 @@ class VideoLLM(ABC):
     modality: ClassVar[Literal["video", "image"]] = "video"  # key of mm_encoder_outputs
     has_deepstack: ClassVar[bool] = False  # the tower gives further levels, added after the LLM's first layers
     fewest_frames: ClassVar[int] = 1  # that the processor takes; shorter clips repeat their last frame
+    takes_chunks: ClassVar[bool] = False  # frames are read one by one: :meth:`joined` is there
 
     def __init__(self, model: Any, processor: Any, config: ModelConfig) -> None:  # noqa: ANN401
         self.model = model.requires_grad_(False).eval()

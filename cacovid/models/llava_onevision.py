@@ -15,6 +15,7 @@ class LlavaOnevision(VideoLLM):
     """``llava_onevision``."""
 
     model_types = ("llava_onevision",)
+    takes_chunks = True
 
     def _run_tower(self, inputs: Mapping[str, Any], placeholder: str, fps: float) -> VideoFeatures:
         pixels = inputs["pixel_values_videos"].to(self.device, self.dtype)  # (1, T, 3, H, W)

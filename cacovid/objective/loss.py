@@ -1,6 +1,6 @@
 """The learner's entry: a batch of records of one grid in, the sum of their losses and metrics out.
 
-    records -> flatten -> Memory (advantages) --+--> credit or clipped values of each record
+    records -> flatten -> Memory (advantages) --+--> evidence, credit or clipped values of each record
     inputs  -> policy  -> logits ---------------+    -> 0 where nothing can be learned -> LossOutput (sums, count)
 
 Shape legend: B records, N video tokens, T frames.
@@ -15,6 +15,7 @@ from torch import Tensor
 from cacovid.config import ObjectiveConfig
 from cacovid.objective.clipped import clipped_losses
 from cacovid.objective.credit import credit_losses
+from cacovid.objective.evidence import evidence_losses
 from cacovid.objective.memory import flatten
 from cacovid.objective.worth import by_worth
 from cacovid.policy.base import PolicyOutput
@@ -66,7 +67,9 @@ def batch_loss(
     """
     assert len(records) == output.token_logits.shape[0], "one row of logits per record"
     memory = flatten(by_worth(records, config.reward), iterations)
-    if config.kind == "credit":
+    if config.kind == "evidence":
+        values = evidence_losses(output, memory, config)
+    elif config.kind == "credit":
         values = credit_losses(output, memory, config)
     else:
         values = clipped_losses(output, records, memory, config)

@@ -25,6 +25,7 @@ class Memory:
     grid: TokenGrid
     record: Tensor  # (R,) int64 record of each row
     by_frames: Tensor  # (R,) bool, True for frame samples
+    reward: Tensor  # (R,) float64
     advantage: Tensor  # (R,) float64
     size: Tensor  # (R,) int64 retained tokens of each row
     kept: Tensor  # (K,) int64 retained tokens, record * N + token
@@ -60,16 +61,15 @@ def flatten(records: Sequence[RolloutRecord], iterations: int) -> Memory:
     owner = torch.tensor([row for row, _ in parts])
     by_frames = torch.cat([scored.combinations.modes for scored in memory]) == Mode.FRAME
     kept = torch.tensor([scored.combinations.kept.shape[1] for scored in memory])
+    reward = torch.cat([scored.reward for scored in memory])
     offset = (owner * grid.tokens).repeat_interleave(sizes * kept)
     return Memory(
         records=len(records),
         grid=grid,
         record=owner.repeat_interleave(sizes),
         by_frames=by_frames,
-        advantage=standardise(
-            torch.cat([scored.reward for scored in memory]),
-            2 * _rate_groups(parts).repeat_interleave(sizes) + by_frames,
-        ),
+        reward=reward.double(),
+        advantage=standardise(reward, 2 * _rate_groups(parts).repeat_interleave(sizes) + by_frames),
         size=kept.repeat_interleave(sizes),
         kept=torch.cat([scored.combinations.kept.flatten() for scored in memory]).long() + offset,
         frames=torch.cat([scored.combinations.frames for scored in memory]),

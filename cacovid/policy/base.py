@@ -50,6 +50,7 @@ class CompressionPolicy(nn.Module, ABC):
     """
 
     kind: ClassVar[str]
+    takes_chunks: ClassVar[bool] = False  # :meth:`logits_in_chunks` is there
     networks: ClassVar[dict[str, type["CompressionPolicy"]]] = {}  # by kind; a subclass enters itself
 
     def __init_subclass__(cls) -> None:

@@ -32,6 +32,7 @@ class LatePolicy(CompressionPolicy):
     """
 
     kind = "late"
+    takes_chunks = True
 
     def __init__(self, config: PolicyConfig, hidden_size: int, layer: FirstLayer | None = None) -> None:
         del layer  # nothing here comes from the language model

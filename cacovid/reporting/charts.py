@@ -6,7 +6,8 @@ load anything, and needs no name of its own on the page.
 
 import base64
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -26,6 +27,7 @@ from cacovid.reporting.results import Results, Row
 _INK, _SOFT, _GRID = "#0a0b0c", "#6a6b6c", "#dadbdc"
 _SCHEMES = {_INK: ("#22252b", "#e8e9ec"), _SOFT: ("#666d78", "#a4abb6"), _GRID: ("#dfe2e7", "#3a3f48")}
 _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
+_ACCURACY = re.compile(r"evaluation/(?:(?P<kind>.+)_)?accuracy_(?P<retention>[\d.e-]+)")
 _PROLOGUE = re.compile(r"^.*?(?=<svg)", re.DOTALL)
 PANELS: tuple[tuple[str, Mapping[str, str]], ...] = (
     ("Reward", {"top_k_reward": "the policy's own choice", "reward": "all sampled combinations"}),
@@ -56,10 +58,22 @@ class Chart:
 
 def run_charts(runs: Sequence[RunRecord]) -> list[Chart]:
     """Curves of all runs over their steps, side by side; those alone of which there are figures."""
-    evaluated = sorted({name for run in runs for row in run.rows for name in row if "/accuracy_" in name})
-    later = {name: f"{100 * float(name.rpartition('_')[2]):g} % kept" for name in evaluated}
-    panels = [*PANELS, *([("Accuracy while training", later)] if later else [])]
+    panels = [*PANELS, *_accuracy_panels({name for run in runs for row in run.rows for name in row})]
     return [chart for title, names in panels if (chart := _run_chart(title, names, runs)) is not None]
+
+
+def _accuracy_panels(names: Iterable[str]) -> list[tuple[str, dict[str, str]]]:
+    """Accuracy while training by retention, and for each retention by question type where the data has types."""
+    by_retention: dict[str, str] = {}
+    by_type: dict[str, dict[str, str]] = defaultdict(dict)
+    for name in sorted(names):
+        if found := _ACCURACY.fullmatch(name):
+            kind, kept = found["kind"], f"{100 * float(found['retention']):g} % kept"
+            if kind and float(found["retention"]) < 1:  # all tokens are the same at every step
+                by_type[f"Accuracy by question type, {kept}"][name] = kind
+            elif not kind:
+                by_retention[name] = kept
+    return [(title, lines) for title, lines in [("Accuracy while training", by_retention), *by_type.items()] if lines]
 
 
 def _run_chart(title: str, names: Mapping[str, str], runs: Sequence[RunRecord]) -> Chart | None:

@@ -26,7 +26,10 @@ def build(
     """Train a world's tiny Video-LLM (25 to 50 minutes) and print its held-out accuracy."""
     import torch
 
+    from cacovid.cpu_memory import keep_freed_memory
+
     torch.set_num_threads(threads)
+    keep_freed_memory()
 
     def show(stage: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
         progress.show(stage, done, total, " ".join(f"{name} {value:.3f}" for name, value in metrics.items()))

@@ -6,15 +6,11 @@ Heavy imports wait until a command runs, so that ``--help`` answers at once. Onl
 takes a function to report progress to and returns records.
 """
 
-import sys
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from cacovid.errors import UserError
 from cluster.commands import (
     compress,
     config,
@@ -32,6 +28,7 @@ from cluster.commands import (
     submit,
     train,
 )
+from cluster.commands.shared import run_plainly
 
 app = typer.Typer(
     name="cacovid",
@@ -74,15 +71,8 @@ app.add_typer(policy.app, name="policy")
 
 
 def main() -> None:
-    """Run the command line: a user's mistake is one line on stderr and exit code 2, never a traceback."""
-    try:
-        app()
-    except UserError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted")
-        sys.exit(130)
+    """Run the command line."""
+    run_plainly(app)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """Options that several commands share, and what they do with their arguments. Imports nothing heavy."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from cacovid.errors import UserError
 from cacovid.policy_folder import policy_folder
@@ -32,6 +35,24 @@ Address = Annotated[
         help="Ray cluster: http://host:8265 (its dashboard), host:6379 or auto; without it port 8265 of this machine",
     ),
 ]
+
+
+def run_plainly(command: Callable[[], object]) -> None:
+    """Run a command line: a user's mistake is one line on stderr and exit code 2, never a traceback."""
+    try:
+        command()
+    except UserError as error:
+        _stderr().print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _stderr().print("interrupted")
+        sys.exit(130)
+
+
+def _stderr() -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True, soft_wrap=True)
 
 
 def console() -> "Console":

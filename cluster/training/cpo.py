@@ -352,7 +352,8 @@ class CPO(Algorithm):  # type: ignore[misc]
 
         Returns:
             ``{"cpo": {...}}`` with ``accuracy_R`` and ``evidence_recall_R`` for each retention R, ``full_accuracy``
-            (all tokens), ``question_awareness_auc`` and ``questions``.
+            (all tokens), ``question_awareness_auc`` and ``questions``; ``TYPE_accuracy_R`` for each question type of
+            the data, all tokens as R = 1.
 
         Raises:
             UserError: The table cannot be read, or no question of it can be used.

@@ -211,9 +211,9 @@ class _Steps:
         return row
 
     def _evaluate(self) -> dict[str, float]:
-        """Figures of the newest policy on ``evaluation.data``, where it is time for them."""
+        """Figures of the newest policy on ``evaluation.data``, where it is time for them, and of the run's last one."""
         every, steps = self.config.evaluation.every, self.algorithm.finished_steps
-        if not every or steps % every:
+        if not every or (steps % every and steps != self.config.run.steps):
             return {}
         started = time.perf_counter()
         try:

@@ -58,7 +58,7 @@ def rollout_metrics(
 
 
 def evaluation_metrics(evaluations: Sequence[EvaluationResult]) -> dict[str, float]:
-    """Means over single questions' evaluations by one policy, as RLlib's results take them.
+    """Means over single questions' evaluations by one policy, as RLlib's results take them; also by question type.
 
     Raises:
         UserError: There are none.
@@ -77,6 +77,9 @@ def evaluation_metrics(evaluations: Sequence[EvaluationResult]) -> dict[str, flo
         for row in result.rows:
             add(f"accuracy_{row.retention:g}", row.accuracy)
             add(f"evidence_recall_{row.retention:g}", row.evidence_recall)
+        for part in result.slices:
+            if part.by == "question_type":
+                add(f"{part.value}_accuracy_{part.retention:g}", part.accuracy)
     means = {name: sum(each) / len(each) for name, each in values.items()}
     return {**means, "questions": float(len(evaluations))}
 

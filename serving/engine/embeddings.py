@@ -12,17 +12,17 @@ from torch import Tensor
 from cacovid.config import Numbering
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.encoded import Encoded
-from cacovid.models.packing import kept_columns
+from cacovid.models.packing import kept_columns, rows_of
 from serving.errors import invalid
 
 
 def kept_embeddings(video_llm: VideoLLM, encoded: Encoded, kept: Tensor) -> bytes:
     """safetensors: 'embeddings' (k, D), 'indices' (k,), 'pinned' (M, D), and 'deepstack.i' (k, D) where there are."""
     tensors = {
-        "embeddings": encoded.features[kept],
+        "embeddings": rows_of(encoded.features, kept),
         "indices": kept,
         "pinned": encoded.pinned,
-        **{f"deepstack.{level}": rows[kept] for level, rows in enumerate(encoded.deepstack)},
+        **{f"deepstack.{level}": rows_of(rows, kept) for level, rows in enumerate(encoded.deepstack)},
     }
     metadata = {
         "model_fingerprint": video_llm.fingerprint,
@@ -59,7 +59,9 @@ def prompt_embeds(video_llm: VideoLLM, encoded: Encoded, kept: Tensor, positions
 
 def dense_prompt(encoded: Encoded, kept: Tensor) -> Tensor:
     """(S, D) embeddings of every column that remains, in prompt order."""
-    whole = encoded.features.new_empty(encoded.length, encoded.features.shape[1])
-    whole[encoded.text_columns] = encoded.text_embeds.to(whole.dtype)
-    whole[encoded.video_columns] = encoded.features
-    return whole[kept_columns(encoded, kept[None].to(encoded.input_ids.device))[0]]
+    columns = kept_columns(encoded, kept[None])[0]
+    text = torch.isin(columns, encoded.text_columns)
+    rows = encoded.text_embeds.new_empty(len(columns), encoded.features.shape[1], dtype=encoded.features.dtype)
+    rows[text] = encoded.text_embeds.to(rows.dtype)
+    rows[~text] = rows_of(encoded.features, kept)
+    return rows

@@ -1,12 +1,16 @@
 """Messages, videos and rows of a request into one encoded prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cacovid.errors import UserError
 from cacovid.models.adapter import VideoLLM
-from cacovid.models.encoded import Encoded
+from cacovid.models.chunks import watch_in_chunks
+from cacovid.models.encoded import Encoded, VideoFeatures
 from serving.engine.cache import FeatureCache
 from serving.engine.records import EngineRequest
 from serving.engine.tensor_file import read_rows
@@ -26,24 +30,26 @@ class Encoder:
         self._placeholders = (placeholder, str(video_llm.processor.video_token))
         self._control = tuple(dict.fromkeys([*added, *self._placeholders]))
 
-    def encode(self, request: EngineRequest, clips: Sequence[Clip]) -> Encoded:
-        """Raises ApiError: control tokens in a text, rows that do not fit, clips of several sizes, no word at all."""
+    def encode(self, request: EngineRequest, clips: Sequence[Clip], between: Callable[[], object]) -> Encoded:
+        """The prompt; ``between`` is called after each chunk of a clip that is watched in chunks.
+
+        Raises:
+            ApiError: control tokens in a text, rows that do not fit, clips of several sizes, no word at all.
+        """
         self._check_text(request)
         try:
-            encoded = self._encoded(request, clips)
+            encoded = self._encoded(request, clips, between)
         except UserError as error:
             raise invalid("messages", str(error)) from error
         if encoded.length == 0:
             raise invalid("prompt", "the text holds no word that the model knows: write some")
         return encoded
 
-    def _encoded(self, request: EngineRequest, clips: Sequence[Clip]) -> Encoded:
+    def _encoded(self, request: EngineRequest, clips: Sequence[Clip], between: Callable[[], object]) -> Encoded:
         llm = self._llm
         if request.prompt is not None:
             return llm.encode_text(request.prompt)
-        watched = iter(
-            [self._cache.get(clip.key, lambda clip=clip: llm.watch(clip.frames, fps=clip.fps)) for clip in clips]  # type: ignore[misc]
-        )
+        watched = iter([self._cache.get(clip.key, partial(self._watched, clip, between)) for clip in clips])
         if not request.embeds:
             return llm.encode_chat(request.messages, list(watched))
         given = iter([llm.rows_as_clip(_rows(content).to(llm.device, llm.dtype)) for content in request.embeds])
@@ -54,6 +60,11 @@ class Encoder:
             for message in request.messages
         ]
         return llm.encode_chat(messages, [next(given if kind == "embeds" else watched) for kind in kinds])
+
+    def _watched(self, clip: Clip, between: Callable[[], object]) -> VideoFeatures:
+        if clip.chunk is None:
+            return self._llm.watch(clip.frames, fps=clip.fps)
+        return watch_in_chunks(self._llm, _pausing(clip.chunks(), between), fps=clip.fps)
 
     def _check_text(self, request: EngineRequest) -> None:
         """Refuse control tokens in messages; the text of a text completion may hold all but placeholders of videos."""
@@ -68,6 +79,12 @@ class Encoder:
         found = [token for token in tokens if any(token in text for text in texts)]
         if found:
             raise invalid(field, f"the text holds the model's control token {found[0]!r}: remove it")
+
+
+def _pausing(chunks: Iterator[NDArray[np.uint8]], between: Callable[[], object]) -> Iterator[NDArray[np.uint8]]:
+    for chunk in chunks:
+        yield chunk
+        between()
 
 
 def _rows(content: bytes) -> Tensor:

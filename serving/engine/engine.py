@@ -4,14 +4,16 @@
          -> emit Compressed                    (requests without decoding)
          -> the answerer's: Started, Delta ... Finished, each at its own end
 
-Towers of cached clips are skipped. A refusal or fault at any step is the last event of its jobs alone; the batch goes
-on without them.
+A long video, whose frames come in chunks, is encoded alone; between its chunks the other requests go on for as long as
+the last chunk took. Towers of cached clips are skipped. A refusal or fault at any step is the last event of its jobs
+alone; the batch goes on without them.
 
 Shape legend: B requests, k retained tokens.
 """
 
 import io
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -48,6 +50,7 @@ class Engine:
         self._base_id = base_id
         self._policies: dict[str, CompressionPolicy] = {}
         self._builder = PromptBuilder(video_llm, config)
+        self._long: deque[Job] = deque()  # taken, not begun
 
     def load_policies(self, folders: Mapping[str, str]) -> None:
         """Serve the policies of ``folders`` (model id -> folder) from the next batch on, and no others.
@@ -78,16 +81,39 @@ class Engine:
             jobs: to begin with.
             more: asked between two tokens for jobs that have come since.
         """
-        self._begin(jobs)
-        while self.answerer.advance():
-            self._begin(more())
+        self._begin(self._short(jobs), more)
+        while self.answerer.advance() or self._long:
+            if self._long:
+                self._begin([self._long.popleft()], more)
+            self._begin(self._short(more()), more)
 
-    def _begin(self, jobs: Sequence[Job]) -> None:
+    def _short(self, jobs: Sequence[Job]) -> list[Job]:
+        """Those of ``jobs`` that begin at once; one with a long video waits for its turn."""
+        self._long += [job for job in jobs if job.long is not None]
+        return [job for job in jobs if job.long is None]
+
+    def _turns(self, job: Job, more: Callable[[], Sequence[Job]]) -> Callable[[], None]:
+        """What is called between two chunks of a long video: the others go on for as long as the chunk took."""
+        begun = time.perf_counter()
+
+        def others() -> None:
+            nonlocal begun
+            if job.cancelled.is_set():
+                raise overloaded("nobody waits for the answer", 1)
+            until = 2 * time.perf_counter() - begun
+            self._begin(self._short(more()), more)
+            while self.answerer.advance() and time.perf_counter() < until:
+                self._begin(self._short(more()), more)
+            begun = time.perf_counter()
+
+        return others
+
+    def _begin(self, jobs: Sequence[Job], more: Callable[[], Sequence[Job]]) -> None:
         """Encode, score and select; begin the answers to what is to be answered."""
         encoded: list[Prompt] = []
         for job in jobs:
             with refusals(job):
-                encoded.append(self._encoded(job))
+                encoded.append(self._encoded(job, more))
         started = time.perf_counter()
         scored = _passing(_grouped(encoded, _scored_together), _score)
         selected = _passing([[each] for each in scored], lambda one: self._builder.select(one[0]))
@@ -102,13 +128,13 @@ class Engine:
                 rows += Answering(prompt, self.video_llm.processor.tokenizer).rows
         self.answerer.begin(rows)
 
-    def _encoded(self, job: Job) -> Prompt:
+    def _encoded(self, job: Job, more: Callable[[], Sequence[Job]]) -> Prompt:
         job.started = time.perf_counter()
         if job.cancelled.is_set() or job.started - job.submitted > job.request.time_left_s:
             raise overloaded("the request waited too long", 1)
         if job.request.decoding is not None:
             self.answerer.check(job.request.decoding)
-        return self._builder.encode(job, self._policy(job.request.model))
+        return self._builder.encode(job, self._policy(job.request.model), self._turns(job, more))
 
     def _policy(self, model: str) -> CompressionPolicy | None:
         if model == self._base_id:
@@ -174,7 +200,7 @@ def _grouped(members: Sequence[Member], key: Callable[[Member], object]) -> list
 
 
 def _scored_together(prompt: Prompt) -> object:
-    return prompt.method == POLICY, id(prompt.policy), prompt.encoded.grid
+    return prompt.method == POLICY, id(prompt.policy), prompt.encoded.grid, prompt.steps
 
 
 def _jpeg(frame: Any) -> bytes:  # noqa: ANN401  an image array

@@ -50,6 +50,11 @@ class Job:
     ended: bool = False  # its last event has gone out
     _on_cancel: list[Callable[[], object]] = field(default_factory=list)
 
+    @property
+    def long(self) -> Clip | None:
+        """The clip that is read in chunks, if there is one."""
+        return next((clip for clip in self.clips if clip.chunk is not None), None)
+
     def on_cancel(self, call: Callable[[], object]) -> None:
         """Have ``call`` made when nobody waits any more; at once if that is so."""
         self._on_cancel.append(call)
@@ -80,6 +85,7 @@ class Prompt:
     positions: Numbering
     encoded: Encoded
     encode_s: float
+    steps: int | None = None  # temporal steps that the policy scores at a time; None: all
     policy_s: float = 0.0
     kept: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))  # (k,) on the CPU
     token_scores: Tensor | None = None  # (N,)
@@ -137,8 +143,10 @@ class PromptBuilder:
         text = video_llm.model.config.get_text_config()
         self._max_position = int(text.max_position_embeddings)
 
-    def encode(self, job: Job, policy: CompressionPolicy | None) -> Prompt:
+    def encode(self, job: Job, policy: CompressionPolicy | None, between: Callable[[], object] = tuple) -> Prompt:
         """Check, run the tower where the clip is not cached, and tokenise.
+
+        ``between`` is called after each chunk of a long video.
 
         Raises:
             ApiError: wishes that do not fit, control tokens in the text, a prompt that is too long.
@@ -147,8 +155,10 @@ class PromptBuilder:
         method, retention = _method(request.compression, policy, self._config.default_retention)
         if method != ALL and not job.clips:
             method, retention = ALL, 1.0  # nothing to compress
+        if job.long is not None:
+            check_chunks(job, job.long, self._llm, policy if method == POLICY else None)
         started = time.perf_counter()
-        encoded = self._encoder.encode(request, job.clips)
+        encoded = self._encoder.encode(request, job.clips, between)
         if encoded.length > self._config.max_prompt_tokens:
             raise _too_long(encoded.length, self._config.max_prompt_tokens)
         return Prompt(
@@ -159,6 +169,7 @@ class PromptBuilder:
             positions=self._llm.numbering(encoded, request.compression.positions or self.positions(policy)),
             encoded=encoded,
             encode_s=time.perf_counter() - started,
+            steps=None if job.long is None else _steps(job.long, encoded.grid.frames),
         )
 
     def positions(self, policy: CompressionPolicy | None) -> Positions:
@@ -206,10 +217,11 @@ class PromptBuilder:
 
 
 def run_policy(prompts: Sequence[Prompt]) -> None:
-    """Run one policy on prompts of one grid, all of which name it, and keep its scores."""
-    policy = prompts[0].policy
+    """Run one policy on prompts of one grid, all of which name it, and keep its scores; a long video comes alone."""
+    policy, steps = prompts[0].policy, prompts[0].steps
     assert policy is not None
-    output = policy.logits([prompt.encoded.policy_input() for prompt in prompts])
+    inputs = [prompt.encoded.policy_input() for prompt in prompts]
+    output = policy.logits(inputs) if steps is None else policy.logits_in_chunks(inputs[0], steps)
     for place, prompt in enumerate(prompts):
         prompt.token_scores = output.token_scores[place].float().cpu()
         prompt.frame_scores = output.frame_scores[place].float().cpu()
@@ -218,6 +230,33 @@ def run_policy(prompts: Sequence[Prompt]) -> None:
 def methods_of(policy: CompressionPolicy | None) -> tuple[str, ...]:
     """What ``compression.method`` may be for a model id."""
     return (*((POLICY,) if policy is not None else ()), *TRAINING_FREE, ALL)
+
+
+def check_chunks(job: Job, clip: Clip, llm: VideoLLM, policy: CompressionPolicy | None) -> None:
+    """Raises ApiError where a video of so many frames cannot be read in chunks; ``policy`` is what selects."""
+    if not llm.takes_chunks:
+        lacking = f"models of type {llm.kind} read a video as a whole"
+    elif policy is None:
+        lacking = "only method 'policy' reads a video in parts"
+    elif not policy.takes_chunks:
+        lacking = f"this model's policy, of kind {policy.kind!r}, reads a video as a whole"
+    elif len(job.clips) > 1:
+        lacking = "a request holds no other video beside one of so many"
+    elif "frames" in job.request.extras:
+        lacking = "the frames of so many are not sent back"
+    else:
+        return
+    raise invalid(
+        "media_io_kwargs.video.num_frames",
+        f"{len(clip.frames)} frames of a video, which this service reads {clip.chunk} at a time: {lacking}; "
+        f"ask for at most {clip.chunk} frames",
+    )
+
+
+def _steps(clip: Clip, steps: int) -> int:
+    """Of ``steps`` in the clip's grid those of one chunk."""
+    assert clip.chunk is not None
+    return max(1, clip.chunk * steps // len(clip.frames))
 
 
 def _method(wish: CompressionWish, policy: CompressionPolicy | None, default: float) -> tuple[str, float]:
@@ -248,6 +287,6 @@ def _too_long(found: int, limit: int) -> ApiError:
         422,
         "context_length_exceeded",
         f"prompt and answer need {found} tokens, at most {limit} fit: "
-        "send fewer frames, less text or a lower max_tokens",
+        "send fewer frames or less text, or ask for a lower retention or max_tokens",
         "messages",
     )

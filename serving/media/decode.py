@@ -1,5 +1,7 @@
 """A video file, or JPEG frames, into sampled frames. Runs in a decoding process.
 
+    file | JPEGs -> Reading: how many frames there will be, and their chunks, decoded when they are asked for
+
 Shape legend: F sampled frames.
 """
 
@@ -7,19 +9,29 @@ import errno
 import hashlib
 import io
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from cacovid.data.pictures import HELD_PIXELS
-from cacovid.data.video import DecodedVideo, probe_video, read_frames
+from cacovid.data.video import DecodedVideo, probe_video, read_in_chunks
 from cacovid.errors import BadItem
 from serving.config import MediaConfig
 from serving.errors import ApiError, bad_video
 from serving.media.fetch import decode_base64
 from serving.media.records import Sampling
 from serving.media.urls import too_large
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A video of which what its headers say is known to be good."""
+
+    count: int  # F
+    chunks: Iterator[DecodedVideo]  # of ``media.chunk_frames``; one alone where that is no less than F
 
 
 def frames_wanted(sampling: Sampling, duration_s: float, source_frames: int, default: int, limit: int) -> int:
@@ -41,11 +53,11 @@ def frames_wanted(sampling: Sampling, duration_s: float, source_frames: int, def
     return max(1, min(wanted, cap))
 
 
-def decode_file(path: Path, sampling: Sampling, default_frames: int, config: MediaConfig) -> DecodedVideo:
+def decode_file(path: Path, sampling: Sampling, default_frames: int, config: MediaConfig) -> Reading:
     """Sampled frames of a video file.
 
     Raises:
-        ApiError: not a video, damaged, or above a limit; found from the headers where they say so.
+        ApiError: not a video, damaged, or above a limit; found from the headers where they say so, else with a chunk.
     """
     try:
         info = probe_video(path, config.max_pixels)
@@ -60,16 +72,24 @@ def decode_file(path: Path, sampling: Sampling, default_frames: int, config: Med
             )
         count = frames_wanted(sampling, info.duration_s, info.num_frames, default_frames, config.max_frames)
         _check_room(count, info.width, info.height, config)
-        return read_frames(path, count, config.max_pixels)
+        chunks, _ = read_in_chunks(path, count, config.chunk_frames or count, config.max_pixels)
+    except BadItem as error:
+        raise _spoken(error, path) from None
+    return Reading(count, _speaking(chunks, path))
+
+
+def _speaking(chunks: Iterator[DecodedVideo], path: Path) -> Iterator[DecodedVideo]:
+    try:
+        yield from chunks
     except BadItem as error:
         raise _spoken(error, path) from None
 
 
-def decode_jpegs(text: str, sampling: Sampling, default_frames: int, config: MediaConfig) -> tuple[DecodedVideo, str]:
+def decode_jpegs(text: str, sampling: Sampling, default_frames: int, config: MediaConfig) -> tuple[Reading, str]:
     """Sampled frames of comma-joined base64 JPEGs, one a second, and the hash of all of them.
 
     Raises:
-        ApiError: too many, of different sizes, no JPEG, or above a limit.
+        ApiError: too many, or above a limit; of different sizes or no JPEG, when their chunk comes.
     """
     parts = text.split(",")
     if len(parts) > config.max_source_frames:
@@ -78,18 +98,26 @@ def decode_jpegs(text: str, sampling: Sampling, default_frames: int, config: Med
     chosen = np.linspace(0, len(parts) - 1, count).round().astype(int).tolist()
     # Equal pictures at other times, and a file of these very hashes, are another video.
     digest = hashlib.blake2b(f"{len(parts)} frames ".encode(), digest_size=20)
-    pictures: dict[int, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = {}
     for place in dict.fromkeys(chosen):
         content = decode_base64(parts[place])
         if len(content) > config.max_bytes:
             raise too_large(config.max_bytes)
         digest.update(hashlib.blake2b(content, digest_size=20).digest())
-        pictures[place] = _jpeg(content, count, config)
-    if len({picture.shape for picture in pictures.values()}) > 1:
-        raise bad_video("mixed_sizes", "the JPEG frames have different sizes; give all of them one size")
-    frames = np.stack([pictures[place] for place in chosen])
-    duration = float(len(parts))
-    return DecodedVideo(frames, tuple(map(float, chosen)), duration, count / duration), digest.hexdigest()
+    return Reading(count, _jpeg_chunks(parts, chosen, config)), digest.hexdigest()
+
+
+def _jpeg_chunks(parts: list[str], chosen: list[int], config: MediaConfig) -> Iterator[DecodedVideo]:
+    duration, count = float(len(parts)), len(chosen)
+    size = config.chunk_frames or count
+    shapes: set[tuple[int, ...]] = set()
+    for start in range(0, count, size):
+        places = chosen[start : start + size]
+        pictures = {place: _jpeg(decode_base64(parts[place]), count, config) for place in dict.fromkeys(places)}
+        shapes.update(picture.shape for picture in pictures.values())
+        if len(shapes) > 1:
+            raise bad_video("mixed_sizes", "the JPEG frames have different sizes; give all of them one size")
+        frames = np.stack([pictures[place] for place in places])
+        yield DecodedVideo(frames, tuple(map(float, places)), duration, count / duration)
 
 
 def no_memory() -> ApiError:

@@ -20,7 +20,7 @@ import urllib3
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 
 from serving.config import MediaConfig
-from serving.errors import ApiError, bad_video
+from serving.errors import bad_video, no_space
 from serving.media.addresses import AddressPolicy
 from serving.media.urls import HttpsTarget, file_path, https_target, too_large
 
@@ -175,7 +175,7 @@ def _save(blocks: Iterable[bytes] | Iterator[bytes], target: Path, max_bytes: in
                 file.write(block)
     except OSError as error:
         if error.errno in (errno.EFBIG, errno.ENOSPC):
-            raise ApiError(503, "no_space", "there is no room for the video now; try again", retry_after_s=10) from None
+            raise no_space() from None
         raise
     if not size:
         raise bad_video("empty_video", "the video is empty")

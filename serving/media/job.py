@@ -1,20 +1,23 @@
 """One decoding process: reads a job from its socket, answers with frames or a refusal, ends.
 
-The answer is a JSON line and raw bytes, never a pickle: whoever has taken over a decoder by a crafted
-video can send wrong pixels, but run nothing outside.
+The answer is a JSON line and raw bytes for each chunk of frames, never a pickle: whoever has taken over a decoder by
+a crafted video can send wrong pixels, but run nothing outside.
 """
 
 import json
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cacovid.data.video import DecodedVideo
+import numpy as np
+from numpy.typing import NDArray
+
 from serving.config import MediaConfig
-from serving.errors import ApiError
-from serving.media.decode import decode_file, decode_jpegs, no_memory
+from serving.errors import ApiError, bad_video
+from serving.media.decode import Reading, decode_file, decode_jpegs, no_memory
 from serving.media.fetch import copy_local, fetch_https, save_base64
 from serving.media.records import Sampling, VideoInput
 
@@ -50,35 +53,44 @@ class DecodingJob:
 def run(link: socket.socket, config: MediaConfig) -> None:
     """What a decoding process does: wait for its job, and answer."""
     job = DecodingJob.parse(receive(link), receive(link))
-    started = time.perf_counter()
     try:
-        video, key, fetched = _read(job, config)
+        for head, frames in _chunks(job, config):
+            send(link, json.dumps(head).encode())
+            link.sendall(frames.data.cast("B"))
     except ApiError as error:
         send(link, json.dumps({"error": list(error.args)}).encode())
-        return
     except MemoryError:
         send(link, json.dumps({"error": list(no_memory().args)}).encode())
-        return
-    head = {
-        "shape": list(video.frames.shape),
-        "timestamps": list(video.timestamps),
-        "duration_s": video.duration_s,
-        "fps": video.fps,
-        "key": key,
-        "fetch_s": fetched - started,
-        "decode_s": time.perf_counter() - fetched,
-    }
-    send(link, json.dumps(head).encode())
-    link.sendall(video.frames.data.cast("B"))
 
 
-def _read(job: DecodingJob, config: MediaConfig) -> tuple[DecodedVideo, str, float]:
-    """Frames, key, and when the bytes were here."""
+def _chunks(job: DecodingJob, config: MediaConfig) -> Iterator[tuple[dict[str, Any], NDArray[np.uint8]]]:
+    """What is told of each chunk, and its frames."""
+    started = time.perf_counter()
+    reading, key, fetched = _read(job, config)
+    sizes = set()
+    for video in reading.chunks:
+        sizes.add(video.frames.shape[1:])
+        if len(sizes) > 1:
+            raise bad_video("mixed_sizes", "the size of the video's frames changes; re-encode it to one size")
+        head = {
+            "shape": [reading.count, *video.frames.shape[1:]],  # of all chunks together
+            "timestamps": list(video.timestamps),  # of this one
+            "duration_s": video.duration_s,
+            "fps": video.fps,
+            "key": f"{key}/{reading.count}",
+            "fetch_s": fetched - started,
+            "decode_s": time.perf_counter() - fetched,
+        }
+        yield head, np.ascontiguousarray(video.frames)
+
+
+def _read(job: DecodingJob, config: MediaConfig) -> tuple[Reading, str, float]:
+    """The video, a hash of its bytes, and when they were here."""
     video = job.video
     if video.kind == "frames":
         fetched = time.perf_counter()
-        decoded, key = decode_jpegs(video.location, video.sampling, job.default_frames, config)
-        return decoded, f"{key}/{len(decoded.frames)}", fetched
+        reading, key = decode_jpegs(video.location, video.sampling, job.default_frames, config)
+        return reading, key, fetched
     target = Path(job.folder) / "video"
     if video.kind == "data":
         key = save_base64(video.location, target, config.max_bytes)
@@ -87,8 +99,7 @@ def _read(job: DecodingJob, config: MediaConfig) -> tuple[DecodedVideo, str, flo
     else:
         key = copy_local(video.location, target, config)
     fetched = time.perf_counter()
-    decoded = decode_file(target, video.sampling, job.default_frames, config)
-    return decoded, f"{key}/{len(decoded.frames)}", fetched
+    return decode_file(target, video.sampling, job.default_frames, config), key, fetched
 
 
 def send(link: socket.socket, content: bytes) -> None:

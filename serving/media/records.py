@@ -3,6 +3,7 @@
 Shape legend: F sampled frames.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,10 +38,16 @@ class VideoInput:
 class Clip:
     """A video's sampled frames."""
 
-    frames: NDArray[np.uint8]  # (F, height, width, 3) RGB
+    frames: NDArray[np.uint8]  # (F, height, width, 3) RGB; those of a clip in chunks may lie in a mapped file
     timestamps: tuple[float, ...]  # (F,) seconds after the first frame of the video
     duration_s: float
     fps: float  # of the sampled frames
     key: str  # hash of content and sampling
     fetch_s: float  # until the file was here
     decode_s: float
+    chunk: int | None = None  # frames to read at a time; None: all
+
+    def chunks(self) -> Iterator[NDArray[np.uint8]]:
+        """(n, height, width, 3) frames, ``chunk`` at a time."""
+        size = self.chunk or len(self.frames)
+        return (self.frames[start : start + size] for start in range(0, len(self.frames), size))

@@ -3,7 +3,7 @@
     Sandbox.read --- one end of a socket pair ---> template --fork--> decoding process, shut in
         |          <-- pidfd, to kill it by -------                        | waits for its video
         | --- DecodingJob, location -------------------------------------> | fetches and decodes
-        | <-- JSON head and raw frames, or a refusal --------------------- | ends
+        | <-- JSON head and raw frames of a chunk, or a refusal ---------- | decodes the next chunk, ends after the last
 
 One waits already when a video comes. Forking from a template that is single-threaded and warm takes milliseconds;
 forking the replica itself would copy its threads' locks and its secrets.
@@ -20,14 +20,16 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from serving.config import MediaConfig
-from serving.errors import ApiError, bad_video, overloaded
+from serving.errors import ApiError, bad_video, no_space, overloaded
 from serving.media.job import HEAD, DecodingJob
 from serving.media.records import Clip, VideoInput
 
@@ -173,13 +175,7 @@ class Sandbox:
         for part in (head, location):
             await loop.sock_sendall(link, len(part).to_bytes(HEAD, "big"))
             await loop.sock_sendall(link, part)
-        size = int.from_bytes(await _exactly(link, HEAD), "big")
-        if size > _MAX_HEAD:
-            raise EOFError
-        answer: dict[str, Any] = json.loads(await _exactly(link, size))
-        if "error" in answer:
-            raise ApiError(*answer["error"])
-        return await _clip(link, answer, self._config.max_decoded_bytes)
+        return await _clip(link, self._config)
 
     async def _fork(self, link: socket.socket) -> int:
         """A pidfd of a new child of the template, which is started afresh if it has died."""
@@ -234,22 +230,62 @@ class Sandbox:
         self._control = ours
 
 
-async def _clip(link: socket.socket, answer: dict[str, Any], max_bytes: int) -> Clip:
-    """The frames behind the head. A lying decoder is refused."""
-    shape = tuple(int(side) for side in answer["shape"])
-    if len(shape) != 4 or shape[3] != 3 or min(shape) < 1 or np.prod(shape, dtype=object) > max_bytes:
-        raise EOFError
-    frames = np.empty(shape, dtype=np.uint8)
-    await _fill(link, frames.data.cast("B"))
+async def _clip(link: socket.socket, config: MediaConfig) -> Clip:
+    """The frames, chunk by chunk. A lying decoder is refused."""
+    head = await _head(link)
+    frames, chunk = _room(head["shape"], config)
+    timestamps: list[float] = []
+    while True:
+        told = head["timestamps"]
+        part = frames[len(timestamps) : len(timestamps) + len(told)]
+        if not 0 < len(told) == len(part):
+            raise EOFError
+        await _fill(link, part.data.cast("B"))
+        timestamps += map(float, told)
+        if len(timestamps) == len(frames):
+            break
+        head = await _head(link)
     return Clip(
         frames=frames,
-        timestamps=tuple(map(float, answer["timestamps"])),
-        duration_s=float(answer["duration_s"]),
-        fps=float(answer["fps"]),
-        key=str(answer["key"]),
-        fetch_s=float(answer["fetch_s"]),
-        decode_s=float(answer["decode_s"]),
+        timestamps=tuple(timestamps),
+        duration_s=float(head["duration_s"]),
+        fps=float(head["fps"]),
+        key=str(head["key"]),
+        fetch_s=float(head["fetch_s"]),
+        decode_s=float(head["decode_s"]),
+        chunk=chunk,
     )
+
+
+async def _head(link: socket.socket) -> dict[str, Any]:
+    size = int.from_bytes(await _exactly(link, HEAD), "big")
+    if size > _MAX_HEAD:
+        raise EOFError
+    head: dict[str, Any] = json.loads(await _exactly(link, size))
+    if "error" in head:
+        raise ApiError(*head["error"])
+    return head
+
+
+def _room(told: Sequence[Any], config: MediaConfig) -> tuple[NDArray[np.uint8], int | None]:
+    """(F, height, width, 3) bytes to fill, and the frames of a chunk: in memory, or for a clip in chunks in a file.
+
+    The file has no name and goes with the array; its blocks are taken beforehand, for a mapped page that finds no
+    room on the disk kills the process.
+    """
+    shape = tuple(int(side) for side in told)
+    size = int(np.prod(shape, dtype=object))
+    if len(shape) != 4 or shape[3] != 3 or min(shape) < 1 or size > config.max_decoded_bytes:
+        raise EOFError
+    if config.chunk_frames is None or shape[0] <= config.chunk_frames:
+        return np.empty(shape, dtype=np.uint8), None
+    try:
+        with tempfile.TemporaryFile(prefix="cacovid-frames-") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+            # As a plain array: one that knows of its file is pickled in one piece, with a copy.
+            return np.asarray(np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)), config.chunk_frames
+    except OSError as error:
+        raise no_space() from error
 
 
 async def _exactly(link: socket.socket, count: int) -> bytes:

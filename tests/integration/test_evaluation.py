@@ -20,6 +20,7 @@ from cluster.training.run_directory import RunDirectory
 from cluster.training.run_status import RunStatus
 from tests.integration.conftest import Trained, finished, run_training
 from tests.integration.test_same_policy import largest_difference
+from tests.support.answers_asked import sizes_asked
 
 
 def evaluated(table: Path, every: int, clips: int) -> dict[str, object]:
@@ -34,9 +35,10 @@ def evaluated(table: Path, every: int, clips: int) -> dict[str, object]:
 
 
 def test_evaluation_between_steps_changes_nothing_and_keeps_the_best(
-    undisturbed: Trained, small_run: TrainConfig, table: Path, tmp_path: Path
+    undisturbed: Trained, small_run: TrainConfig, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = evaluated(table, every=1, clips=3)
+    asked = sizes_asked(monkeypatch)
+    own = evaluated(table, every=3, clips=3)  # and after the last step
     config = with_overrides(small_run, {**own, "run.checkpoint_every": 4, "run.keep_checkpoints": 1})
     run = RunDirectory.create(tmp_path / "run", config)
     trained = finished(train(config, run, lambda row: None), run)
@@ -48,10 +50,12 @@ def test_evaluation_between_steps_changes_nothing_and_keeps_the_best(
     assert largest_difference(trained, undisturbed) == 0
     rows = run.rows()
     assert {f"{PREFIX}{name}" for name in ("accuracy_0.1", "full_accuracy", "questions", "seconds")} <= rows[2].keys()
-    scores = [row[f"{PREFIX}accuracy_0.1"] for row in rows]
+    assert asked.count(max(asked)) == rows[2][f"{PREFIX}questions"], "all tokens are asked once, not every time"
+    scores = {row["step"] + 1: row[f"{PREFIX}accuracy_0.1"] for row in rows if f"{PREFIX}accuracy_0.1" in row}
+    assert [*scores] == [3, 4]
     best = json.loads(run.best.read_text())
-    assert best["score"] == max(scores)
-    assert best["step"] == scores.index(max(scores)) + 1
+    assert best["score"] == max(scores.values())
+    assert best["step"] == next(step for step, score in scores.items() if score == best["score"])
     assert CompressionPolicy.from_pretrained(run.best_policy).metadata.trained_steps == best["step"]
     kept = {path.name for path in run.checkpoints.glob("step-*")}
     assert kept == {run.checkpoint(best["step"]).name, run.checkpoint(4).name}

@@ -7,7 +7,7 @@ import pytest
 from tests.support.images import builder
 from tests.support.manifests import DEPLOY
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.deploy, pytest.mark.timeout(1800)]
 
 ROOT = DEPLOY.parents[1]
 COMPILERS = ("cc", "gcc", "g++", "clang", "ld", "make", "nvcc")

@@ -56,7 +56,7 @@ def service(cluster, tmp_path_factory) -> Iterator[Service]:
     port = free_port()
     config = service_config(
         engine={"ongoing": 2, "waiting": 2, "cpus": 0.1, "max_replicas": 1},
-        media={"cpus": 0.1, "max_replicas": 1, "concurrent_jobs": 1, "waiting_jobs": 2},
+        media={"cpus": 0.1, "max_replicas": 1, "concurrent_jobs": 1, "waiting_jobs": 2, "chunk_frames": 24},
         api={
             "keys_file": write_keys(tmp_path_factory.mktemp("keys"), KEY),
             "cpus": 0.1,
@@ -119,6 +119,26 @@ def test_the_answer_through_serve_is_the_librarys(service, tmp_path):
     assert service.post(FIXED, "/v1/compress").status_code == 422  # max_tokens is no field there
     body = {name: FIXED[name] for name in ("model", "messages", "compression")}
     assert service.post(body, "/v1/compress").json()["kept"] == clip.kept.tolist()
+
+
+def test_a_long_video_through_serve_is_read_in_chunks_with_the_same_answer(service, tmp_path):
+    text, _ = question_about()
+    (tmp_path / "clip.mp4").write_bytes(clip_bytes())
+    compressor = Compressor.from_pretrained(policy_folder(), "embedded")
+    clip = compressor(tmp_path / "clip.mp4", text, retention=0.05, num_frames=60)
+    body = {
+        "model": POLICY,
+        "messages": messages(text),
+        "compression": {"retention": 0.05},
+        "media_io_kwargs": {"video": {"num_frames": 60}},
+    }
+    assert service.post(body, "/v1/compress").json()["kept"] == clip.kept.tolist()
+    answer = service.post(body | {"max_tokens": 8}).json()
+    assert answer["choices"][0]["message"]["content"] == clip.answer(max_new_tokens=8)
+    assert answer["usage"]["video_tokens"] == 60 * 36
+    refused = service.post(body | {"model": BASE, "compression": {}})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "media_io_kwargs.video.num_frames")
+    assert "reads 24 at a time" in refused.json()["error"]["message"], "it was read in chunks"
 
 
 def test_a_stream_through_serve_is_the_whole_answer(service):

@@ -46,11 +46,11 @@ def test_embedded_config_is_the_default() -> None:
     assert load_config(path) == TrainConfig()
 
 
-def test_the_frugal_config_differs_in_what_it_asks_of_the_frozen_model_alone() -> None:
-    frugal, plain = (load_config(path).by_name() for path in SHIPPED if path.stem in ("embedded-frugal", "embedded"))
-    changed = {name.partition(".")[0] for name in plain if plain[name] != frugal[name]}
-    assert changed == {"sampling", "objective", "evaluation", "run"}
-    assert plain["policy.kind"] == frugal["policy.kind"] == "late"
+def test_the_default_asks_a_tenth_of_the_answers_of_the_one_before() -> None:
+    before, plain = (load_config(path) for path in SHIPPED if path.stem in ("embedded-credit", "embedded"))
+    answers, answers_before = (each.run.steps * each.combinations_per_step() for each in (plain, before))
+    assert answers * 10 == answers_before
+    assert plain.policy == before.policy
 
 
 def test_written_config_explains_every_field() -> None:

@@ -26,7 +26,6 @@ _TEMPLATES: Final[dict[Kind, str]] = {
     "hours": "how many hours from the _ to the _",
 }
 _GUARANTEED = 50.0  # added to a Gumbel key
-_OBJECT_BIAS = 1.0
 
 
 def word_ids(words: tuple[str, ...]) -> Tensor:
@@ -65,13 +64,14 @@ class Batch:
     answers: tuple[Tensor, ...]  # columns of each question's answer words
 
 
-def sample_retention(pieces: Tensor, count: int, sure: float, draw: torch.Generator) -> Tensor:
+def sample_retention(pieces: Tensor, count: int, sure: float, liking: Tensor, draw: torch.Generator) -> Tensor:
     """(B, k) ascending: ``count`` of the tokens, whose pieces are (B, N).
 
-    Each piece has one of its tokens retained with the probability ``sure``; objects' tokens are likelier than others.
+    Each piece has one of its tokens retained with the probability ``sure``; for the rest a token is exp(``liking``)
+    times as likely as one without, (B, N).
     """
     uniform = torch.rand(pieces.shape, generator=draw).clamp(1e-9, 1 - 1e-7)
-    keys = _OBJECT_BIAS * (pieces >= 0) - torch.log(-torch.log(uniform))
+    keys = liking - torch.log(-torch.log(uniform))
     place = pieces.long() + 1
     best = torch.full((len(pieces), PIECES + 1), -torch.inf).scatter_reduce(1, place, keys, "amax")
     kept_for_sure = torch.rand(len(pieces), PIECES + 1, generator=draw) < sure

@@ -5,7 +5,7 @@ each kind of question, from few tokens to all -> save -> measure on held-out sce
 """
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,7 @@ from cacovid.config import ModelConfig
 from cacovid.embedded.build import REPORT, check_free, timed
 from cacovid.embedded.model import LanguageShape, new_model, save_model
 from cacovid.embedded.progress import Progress, silent
-from cacovid.embedded.second.corpus import SceneCache, cache_scenes, scene_frames
+from cacovid.embedded.second.corpus import SHORT_GLIMPSE, SceneCache, cache_scenes, scene_frames
 from cacovid.embedded.second.lookup import start_with_lookup
 from cacovid.embedded.second.measure import rewards
 from cacovid.embedded.second.scenes import FRAMES, HOURS, NO_COLOUR, NO_KIND
@@ -31,16 +31,16 @@ CLASSES: Final = Classes(NO_KIND + 1, NO_COLOUR + 1, HOURS)
 SHAPE: Final = LanguageShape(len(SECOND_VOCABULARY), rope_theta=1e9, heads=14, inner=384)
 
 TOWER: Final = TowerTraining(steps=600, place_weight=0.5, smoothing=0.1)
-_DENSE = Stage("dense", steps=1_000, scenes=16, fewest=0.015, most=0.05, sure=0.85)
+_DENSE = Stage("dense", steps=2_000, scenes=16, fewest=0.015, most=0.05, sure=0.85)
 # Throwaway losses start anew in every stage: what they would teach at first undoes what is learned.
 _ANSWERS_ALONE = replace(_DENSE, found_weight=0.0, step_weight=0.0, letter_weight=0.0)
 CURRICULUM: Final = (
     _DENSE,
-    replace(_ANSWERS_ALONE, name="longer", steps=200, scenes=8, most=0.4, lr=5e-4, flat=0.2),
+    replace(_ANSWERS_ALONE, name="longer", steps=300, scenes=8, most=0.4, lr=5e-4, flat=0.2),
     replace(
         _ANSWERS_ALONE,
         name="whole",
-        steps=20,
+        steps=80,
         scenes=4,
         fewest=0.1,
         most=1.0,
@@ -48,6 +48,21 @@ CURRICULUM: Final = (
         everything=0.5,
         lr=2e-4,
         flat=0.0,
+    ),
+    # What a policy retains: objects and what looks like them, hardly any empty cell.
+    replace(
+        _ANSWERS_ALONE,
+        name="chosen",
+        steps=300,
+        scenes=8,
+        most=0.2,
+        sure=0.95,
+        objects=0.0,
+        most_objects=4.0,
+        most_filled=6.0,
+        everything=0.05,
+        lr=4e-4,
+        flat=0.2,
     ),
 )
 
@@ -58,7 +73,7 @@ class SecondBuild:
 
     tower_scenes: int = 120
     tower: TowerTraining = TOWER
-    scenes: int = 1_000
+    scenes: int = 2_000
     curriculum: tuple[Stage, ...] = CURRICULUM
     held_out_scenes: int = 50  # five questions each
 
@@ -123,7 +138,8 @@ def _features(
     progress: Progress,
 ) -> SceneCache:
     """Train the tower and keep with its weights what it sees in the scenes, or load both from the same build's file."""
-    built_by = repr((seed, config.tower_scenes, config.tower, config.scenes))
+    kinds = [each.name for each in fields(SceneCache)]  # a file of an earlier release may lack some
+    built_by = repr((seed, config.tower_scenes, config.tower, config.scenes, SHORT_GLIMPSE, kinds))
     seen = (model.model.vision_tower, model.model.multi_modal_projector)
     if checkpoint.exists():
         kept = torch.load(checkpoint, weights_only=True)

@@ -20,6 +20,7 @@ from cacovid.embedded.second.scenes import (
     GRID,
     HOURS,
     MOVED,
+    NO_KIND,
     OBJECTS,
     SIGN,
     Scene,
@@ -34,6 +35,7 @@ from cacovid.embedded.video_writer import round_trip
 MOVED_PIECES: Final = OBJECTS
 SIGN_PIECES: Final = OBJECTS + MOVED
 PIECES: Final = SIGN_PIECES + SIGN
+SHORT_GLIMPSE: Final = (1, 3)  # shorter than in clips, so that what is seen in those is not missed
 _AT_ONCE = 16  # scenes drawn, read by the tower and forgotten
 
 
@@ -57,6 +59,7 @@ class SceneCache:
 
     features: Tensor  # (C, N, D) float16
     pieces: Tensor  # (C, N) int8, piece shown by each token or -1
+    filled: Tensor  # (C, N) bool, cells with anything in them
     shapes: Tensor  # (C, 8) int64
     colours: Tensor  # (C, 8) int64
     hours: Tensor  # (C, 4) int64, of the glimpsed objects
@@ -66,7 +69,7 @@ class SceneCache:
 
 
 def draw_scenes(seeds: Sequence[int], workers: int = 1) -> Iterable[Scene]:
-    """Draw scenes; those at odd places are read back from H.264, so that both looks are learned."""
+    """Draw scenes to learn from; those at odd places are read back from H.264, so that both looks are learned."""
     return map_processes(_draw, list(enumerate(seeds)), workers)
 
 
@@ -90,7 +93,7 @@ def cache_scenes(model: LlavaOnevisionForConditionalGeneration, seeds: Sequence[
 
 def _draw(place_and_seed: tuple[int, int]) -> Scene:
     place, seed = place_and_seed
-    scene = draw_scene(seed)
+    scene = draw_scene(seed, SHORT_GLIMPSE)
     return replace(scene, frames=round_trip(scene.frames)) if place % 2 else scene
 
 
@@ -104,6 +107,7 @@ def _truth(scene: Scene) -> list[Tensor]:
         pieces[list(tokens)] = SIGN_PIECES + place
     return [
         pieces,
+        torch.from_numpy(scene.kinds != NO_KIND).flatten(),
         torch.tensor([one.shape for one in scene.objects]),
         torch.tensor([one.colour for one in scene.objects]),
         torch.tensor([hour_of(one.tokens[0]) for one in scene.objects[:GLIMPSED]]),

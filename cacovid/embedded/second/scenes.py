@@ -1,6 +1,6 @@
 """Scenes of the second world: 64 frames under a light that tells the hour, drawn from one seed.
 
-Objects: four are seen for 1-3 frames in an hour of their own, two stay for 32-48 frames and wander, two stand at one
+Objects: four are seen for 2-4 frames in an hour of their own, two stay for 32-48 frames and wander, two stand at one
 place in the first half and at another in the second. Three syllables of a sign light up in hours of their own.
 
 Shape legend: T = 64 frames of 8 hours, cells S = 36 a frame, N = 2,304 video tokens.
@@ -23,6 +23,7 @@ HOURS: Final = 8
 HOUR: Final = FRAMES // HOURS  # frames of one
 GRID: Final = TokenGrid(FRAMES, SIDE, SIDE)
 GLIMPSED: Final = 4  # objects 0-3
+GLIMPSE: Final = (2, 4)  # frames that one is seen, fewest and most
 STAYING: Final = 2  # objects 4-5
 MOVED: Final = 2  # objects 6-7
 OBJECTS: Final = GLIMPSED + STAYING + MOVED
@@ -68,14 +69,15 @@ def hour_of(token: int) -> int:
     return token // CELLS // HOUR
 
 
-def draw_scene(seed: int) -> Scene:
+def draw_scene(seed: int, glimpse: tuple[int, int] = GLIMPSE) -> Scene:
     """The scene of a seed; the same on every machine."""
     random = np.random.default_rng(derive_seed("embedded scene", seed))
     taken = np.zeros((FRAMES, CELLS), dtype=bool)
     moves = [_moved_track(random, taken) for _ in range(MOVED)]
     sign_tokens = _sign_tokens(random, taken)
     glimpses = [
-        _within(hour, object_track(random, _hour(taken, hour), (1, 3))) for hour in random.permutation(HOURS)[:GLIMPSED]
+        _within(hour, object_track(random, _hour(taken, hour), glimpse))
+        for hour in random.permutation(HOURS)[:GLIMPSED]
     ]
     stays = [object_track(random, taken, (FRAMES // 2, 3 * FRAMES // 4)) for _ in range(STAYING)]
     alike = tuple(sorted(random.permutation(GLIMPSED)[: random.integers(1, GLIMPSED + 1)].tolist()))

@@ -36,6 +36,9 @@ class Stage:
     fewest: float  # share of the tokens retained, log-uniform from here
     most: float  # to here
     sure: float  # probability that a piece of evidence has a token retained whatever the share
+    objects: float = 1.0  # what objects' tokens are liked more than others, in logits: each scene draws from here
+    most_objects: float = 1.0  # to here
+    most_filled: float = 0.0  # the same for all cells with anything in them, from 0 to here
     everything: float = 0.0  # share of the steps that retain all tokens
     lr: float = 2e-3
     weight_decay: float = 0.05
@@ -131,7 +134,7 @@ def train_stage(
 
     def loss_of(_: int) -> tuple[Tensor, Mapping[str, float]]:
         scenes = torch.randint(0, len(cache.pieces), (stage.scenes,), generator=draw)
-        kept = _retained(cache.pieces[scenes], stage, draw)
+        kept = _retained(cache.pieces[scenes], cache.filled[scenes], stage, draw)
         shown = pieces_shown(cache.pieces[scenes].long().gather(1, kept))
         batch = sample_batch(cache, scenes, shown, draw)
         features = cache.features[scenes[:, None], kept].float()
@@ -142,10 +145,16 @@ def train_stage(
     return fit(stage.name, stage.steps, optimizer, factor, loss_of, progress, newest=SMOOTHED)
 
 
-def _retained(pieces: Tensor, stage: Stage, draw: torch.Generator) -> Tensor:
+def _retained(pieces: Tensor, filled: Tensor, stage: Stage, draw: torch.Generator) -> Tensor:
     coin, size = torch.rand(2, generator=draw).tolist()
     share = 1.0 if coin < stage.everything else stage.fewest * (stage.most / stage.fewest) ** size
-    return sample_retention(pieces, round(share * pieces.shape[1]), stage.sure, draw)
+    span = stage.most_objects - stage.objects
+    # Drawn where it matters alone: the batches of all other stages are what they were.
+    objects, cells = (
+        torch.rand(2, len(pieces), 1, generator=draw) if span or stage.most_filled else torch.zeros(2, 1, 1)
+    )
+    liking = (stage.objects + objects * span) * (pieces >= 0) + cells * stage.most_filled * filled
+    return sample_retention(pieces, round(share * pieces.shape[1]), stage.sure, liking, draw)
 
 
 def pieces_shown(kept: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from cluster.training.tracking.base import Row, TrackingFailed
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 AT_ONCE = 100  # params in one call at most; metrics 1,000
 LONGEST = 6_000  # characters of a param
+_REFUSED = re.compile(r"[^\w\-. :/]", re.ASCII)  # in a metric's name; the question types of a table may hold any
 
 
 class MLflowTracker:
@@ -35,7 +37,7 @@ class MLflowTracker:
             for row in rows:
                 step, now = int(row["step"]), int(time.time() * 1_000)
                 if step > self._last:
-                    metrics = [Metric(name, value, now, step) for name, value in row.items()]
+                    metrics = [Metric(_REFUSED.sub("_", name), value, now, step) for name, value in row.items()]
                     self._client.log_batch(self._id, metrics=metrics)
                     self._last = step
 

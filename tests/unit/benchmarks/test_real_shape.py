@@ -93,7 +93,7 @@ def test_float32_steps_are_those_of_plain_adamw() -> None:
     plain.load_state_dict(ours.state_dict())
     config = OptimizerConfig(lr=1e-2, grad_norm=0.1)
     mixed = MixedPrecisionAdamW(ours, config)
-    adamw = torch.optim.AdamW(plain.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    adamw = torch.optim.AdamW(plain.parameters(), lr=config.lr, eps=config.eps, weight_decay=config.weight_decay)
     for step in range(3):
         gradients(ours, step), gradients(plain, step)
         mixed.step()

@@ -14,17 +14,20 @@ from cacovid.data.reader import ItemReader
 from cacovid.data.skipped import SkippedItems
 from cacovid.errors import BadItem, UserError
 from cacovid.evaluation.measuring import evaluate, plan
+from cacovid.evaluation.question import Answer
 from cacovid.evaluation.reports.files import as_markdown, write_report
 from cacovid.evaluation.result import EvaluationResult
 from cacovid.evaluation.rows import FULL
 from cacovid.methods.policy_method import PolicyMethod
 from cacovid.methods.protocol import EvaluationCase
 from cacovid.methods.registry import build_methods
+from cacovid.methods.selection import budget
 from cacovid.models.adapter import VideoLLM
 from cacovid.models.loading import load_video_llm
 from cacovid.policy.base import CompressionPolicy
 from cacovid.policy.build import policy_for
 from cacovid.records import VideoQuestion
+from tests.support.answers_asked import sizes_asked
 from tests.support.tiny_models import save_tiny_model
 from tests.support.video_files import grey_levels, write_video
 
@@ -102,6 +105,19 @@ def test_rows_hold_every_method_and_ratio_with_counts(folder: Path, llm: VideoLL
     assert all(row.evidence_recall == 1.0 for row in result.rows if row.retention == 1.0 or row.method == "oracle")
     assert set(result.question_awareness) == {"policy", "untrained", "text-cosine"}
     assert result.question_awareness_auc == result.question_awareness["policy"]
+
+
+def test_answers_from_all_tokens_are_asked_for_once(
+    folder: Path, llm: VideoLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items, asked = questions(folder), sizes_asked(monkeypatch)
+    known: dict[str, Answer] = {}
+    first, second = (run(llm, [Watched()], items, full=known) for _ in range(2))
+    whole = max(asked)
+    assert asked.count(whole) == len(items) == len(known)
+    assert asked.count(budget(0.1, whole)) == 2 * len(items)
+    assert second.rows == first.rows
+    assert second.full_accuracy == first.full_accuracy
 
 
 def test_the_same_seed_gives_the_same_result(folder: Path, llm: VideoLLM, policy: CompressionPolicy) -> None:

@@ -1,10 +1,12 @@
 import dataclasses
 import math
+from itertools import product
 
 import pytest
 import torch
 
 from cacovid.config import ObjectiveConfig
+from cacovid.objective.evidence import ANCHOR, GUESSED, TOKENS, log_likelihood
 from cacovid.objective.loss import LossOutput, MetricSums, batch_loss
 from cacovid.objective.memory import flatten
 from cacovid.policy.base import PolicyOutput
@@ -13,6 +15,7 @@ from cacovid.seeding import generator
 from tests.support.made_records import GRID, make_record
 
 CONFIGS = {
+    "evidence": ObjectiveConfig(kind="evidence", frame_weight=0.7, score_decay=0.01),
     "credit": ObjectiveConfig(kind="credit", frame_weight=0.7, score_decay=0.01),
     "clipped": ObjectiveConfig(kind="clipped", frame_weight=0.7, uniform_kl=0.05),
     "k3": ObjectiveConfig(kind="clipped", frame_weight=0.7, uniform_kl=0.4, kl="k3"),
@@ -131,11 +134,36 @@ def slow_credit(new: PolicyOutput, record: RolloutRecord, iterations: int, confi
     return loss + config.score_decay * new.token_scores[0].square().mean().item()
 
 
+def slow_evidence(new: PolicyOutput, record: RolloutRecord, iterations: int, config: ObjectiveConfig) -> float:
+    rewards = [float(each) for scored in record.iterations[:iterations] for each in scored.reward]
+    rows = samples(record, iterations)
+    if all(advantage == 0 for *_, advantage in rows):
+        return 0.0
+    scores = new.token_scores[0].tolist()
+    prior = [math.exp(each) / sum(map(math.exp, scores)) for each in scores]
+    believed = [0.0] * GRID.tokens
+    for token in range(GRID.tokens):
+        for m, guess in product(TOKENS, GUESSED):
+            likelihood = 1.0
+            for (mask, *_), reward in zip(rows, rewards, strict=True):
+                another = 1 - (1 - sum(p for p, kept in zip(prior, mask, strict=True) if kept)) ** (m - 1)
+                chance = 0.95 if mask[token] else another * 0.95 + (1 - another) * guess
+                likelihood *= chance**reward * (1 - chance) ** (1 - reward)
+            believed[token] += prior[token] * likelihood
+    total = sum(believed)
+    where = [sum(believed[t * GRID.per_frame : (t + 1) * GRID.per_frame]) / total for t in range(GRID.frames)]
+    frames = new.frame_scores[0].tolist()
+    frame_loss = -sum(w * (f - math.log(sum(map(math.exp, frames)))) for w, f in zip(where, frames, strict=True))
+    decay = config.score_decay * sum(each**2 for each in scores) / len(scores)
+    anchor = ANCHOR * (sum(scores) / len(scores)) ** 2
+    return -math.log(total) + config.frame_weight * frame_loss + decay + anchor
+
+
 @pytest.mark.parametrize("iterations", [1, 2, 3])
 @pytest.mark.parametrize("scale", [0.5, 4.0])
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_equal_the_hand_written_loops(kind, scale, iterations):
-    slow = slow_credit if kind == "credit" else slow_clipped
+    slow = {"evidence": slow_evidence, "credit": slow_credit}.get(kind, slow_clipped)
     for seed, record in enumerate(RECORDS):
         output = logits([record], scale, seed=seed)
         if kind == "current":  # the same as if this policy had drawn
@@ -167,6 +195,8 @@ def test_a_batch_sums_its_records(kind):
 def test_gradients_equal_finite_differences(kind):
     if kind == "current":
         pytest.skip("the ratio is 1 wherever it is computed: see the test of its gradient")
+    if kind == "evidence":
+        pytest.skip("what the combinations tell is taken as it is, not led to say more: see the test of its gradient")
     output = logits(RECORDS)
 
     def loss(tokens: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
@@ -196,6 +226,36 @@ def test_saturated_logits_leave_finite_losses_and_gradients(kind, dtype):
     frames = torch.zeros(1, GRID.frames, 2, dtype=dtype, requires_grad=True)
     batch_loss(PolicyOutput(tokens, frames), [record], 3, CONFIGS[kind]).loss.backward()
     assert tokens.grad.isfinite().all()
+
+
+def test_the_evidence_gradient_moves_the_policy_from_its_belief_to_what_the_rewards_make_of_it():
+    record = make_record(7, modes="token", rates=(1 / 6,), group=4)
+    config = CONFIGS["evidence"].model_copy(update={"score_decay": 0.0})
+    output = logits([record])
+    batch_loss(output, [record], 1, config).loss.backward()
+    prior = output.token_scores.detach().softmax(dim=-1)
+    believed = prior * log_likelihood(prior, flatten([record], 1)).exp()
+    mean = output.token_scores.detach().mean()
+    expected = prior - believed / believed.sum() + 2 * ANCHOR * mean / GRID.tokens
+    torch.testing.assert_close(output.token_logits.grad[..., 1], expected)
+    torch.testing.assert_close(output.token_logits.grad[..., 0], -expected)
+    assert expected.sum() == pytest.approx(2 * ANCHOR * mean.item()), "a shift of all scores is led back, else unfelt"
+
+
+def test_one_right_answer_points_to_the_tokens_kept_and_a_wrong_one_away():
+    even = torch.full((1, GRID.tokens), 1 / GRID.tokens, dtype=torch.float64)
+    record = make_record(7, modes="token", rates=(1 / 6,), group=4)
+    (scored,) = record.iterations
+    memory = flatten([record], 1)
+    for reward in (1.0, 0.0):
+        one = dataclasses.replace(
+            memory, reward=torch.tensor([reward, 0.5, 0.5, 0.5], dtype=torch.float64), size=memory.size * 0
+        )
+        first = int(memory.size[0])
+        one = dataclasses.replace(one, size=torch.tensor([first, 0, 0, 0]), kept=memory.kept[:first])
+        likelihood = log_likelihood(even, one)[0]
+        kept = torch.isin(torch.arange(GRID.tokens), scored.combinations.kept[0].long())
+        assert (likelihood[kept].min() > likelihood[~kept].max()) == (reward == 1.0)
 
 
 def test_the_clipped_gradient_vanishes_outside_the_clip_range_only_where_it_would_go_further():
@@ -277,10 +337,15 @@ def test_token_only_records_have_no_frame_loss():
 
 def test_combinations_that_keep_everything_teach_nothing_but_do_no_harm():
     record = make_record(9, modes="token", rates=(1.0,))
-    for config in CONFIGS.values():
-        result = batch_loss(logits([record]), [record], 1, config)
-        assert result.metrics.sums["token_loss"] == 0
+    for kind, config in CONFIGS.items():
+        output = logits([record])
+        result = batch_loss(output, [record], 1, config.model_copy(update={"score_decay": 0.0, "uniform_kl": 0.0}))
+        assert result.metrics.sums["token_loss"] == 0 or kind == "evidence"  # as likely wherever the evidence lies
         assert math.isfinite(result.loss.item())
+        result.loss.backward()
+        shift = output.token_logits.grad.mean(dim=1, keepdim=True)  # of all scores alike: it chooses the same tokens
+        assert kind == "evidence" or shift.eq(0).all()
+        torch.testing.assert_close(output.token_logits.grad, shift.expand_as(output.token_logits))
 
 
 def test_metrics_of_unlike_losses_do_not_add_up():

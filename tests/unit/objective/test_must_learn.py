@@ -21,7 +21,7 @@ from cacovid.seeding import generator
 GRID = TokenGrid(frames=4, rows=4, columns=4)
 WIDTH, KINDS, SHOWN, CELLS = 32, 16, 4, 3
 CONFIG = SamplingConfig()
-CREDIT = ObjectiveConfig()
+DEFAULT = ObjectiveConfig()
 
 
 class World:
@@ -65,7 +65,7 @@ def roll_out(policy: CompressionPolicy, world: World, step: int) -> list[Rollout
     return records
 
 
-def train(policy: CompressionPolicy, world: World, steps: int, objective: ObjectiveConfig = CREDIT) -> None:
+def train(policy: CompressionPolicy, world: World, steps: int, objective: ObjectiveConfig = DEFAULT) -> None:
     optimizer = torch.optim.AdamW(policy.parameters(), lr=5e-3, weight_decay=1e-4)
     replay: ReplayBuffer[RolloutRecord] = ReplayBuffer(3000, 10**9)
     for step in range(steps):
@@ -92,7 +92,7 @@ def question_awareness(policy: CompressionPolicy, world: World) -> float:
     return float(torch.stack(areas).mean())
 
 
-def test_late_with_credit_becomes_aware_of_the_question():
+def test_late_becomes_aware_of_the_question():
     world = World(0)
     policy = build_policy(PolicyConfig(), WIDTH, seed=0)
     assert question_awareness(policy, world) < 0.65

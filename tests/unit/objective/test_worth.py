@@ -30,7 +30,7 @@ def loss_of(record: RolloutRecord, config: ObjectiveConfig) -> tuple[float, torc
     return float(result.loss.detach()), tokens.grad
 
 
-@pytest.mark.parametrize("kind", ["credit", "clipped"])
+@pytest.mark.parametrize("kind", ["evidence", "credit", "clipped"])
 def test_probabilities_take_the_place_of_rewards(kind: str) -> None:
     record = likely(make_record(0))
     expected = replace(record, iterations=tuple(replace(each, reward=each.likelihood) for each in record.iterations))

@@ -189,12 +189,12 @@ def test_rollouts_and_learning_are_added_up_over_a_step() -> None:
     plan = make_plan(small_plan_config())
     replica, policy = plan.replica, plan.policy
     assert plan.kept == 3 * 32
-    assert plan.rollout_flops == 16 * (replica.encode_flops + policy.forward_flops + 32 * replica.kept_flops)
-    assert plan.learning_flops == 3 * 4 * 48 * policy.forward_flops
+    assert plan.rollout_flops == 32 * (replica.encode_flops + policy.forward_flops + 8 * replica.kept_flops)
+    assert plan.learning_flops == 3 * 8 * 48 * policy.forward_flops
     clipped = make_plan(small_plan_config(objective=ObjectiveConfig(kind="clipped")))
-    assert clipped.learning_flops == 3 * 16 * policy.forward_flops
+    assert clipped.learning_flops == 3 * 32 * policy.forward_flops
     fresh = make_plan(small_plan_config(objective=ObjectiveConfig(replay_bytes=0, replay_updates=3)))
-    assert (fresh.learning_flops, fresh.replay_items) == (3 * 3 * 16 * policy.forward_flops, 0)
+    assert (fresh.learning_flops, fresh.replay_items) == (3 * 3 * 32 * policy.forward_flops, 0)
     assert (plan.replay_items, clipped.replay_items) == (2_000_000_000 // replica.item_bytes, 0)
 
 
@@ -293,7 +293,8 @@ def test_the_command_warns_of_actors_that_would_have_nothing_to_do() -> None:
     from cluster.commands.main import app
 
     def shown(*overrides: str) -> str:
-        arguments = ["plan", *(word for each in overrides for word in ("--set", each))]
+        sixteen = ("run.items_per_step=16", *overrides)
+        arguments = ["plan", *(word for each in sixteen for word in ("--set", each))]
         return " ".join(CliRunner().invoke(app, arguments, env={"COLUMNS": "200"}).output.split())
 
     assert "at most 16 have a task at the same time" in shown()

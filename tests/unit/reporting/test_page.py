@@ -10,6 +10,7 @@ from PIL import Image
 
 from cacovid.errors import UserError
 from cacovid.records import VideoQuestion
+from cacovid.reporting.charts import run_charts
 from cacovid.reporting.page import Report, render
 from cacovid.reporting.records import Answered, Gallery, RunRecord
 from cacovid.reporting.results import Evaluated, Results
@@ -45,7 +46,7 @@ def test_a_whole_report_is_well_formed_and_has_all_sections(tmp_path: Path) -> N
     assert sections == ["training", "results", "gallery", "worst", "configuration", "environment"]
     text = " ".join(page.itertext())
     for part in (
-        "12 of 120",  # steps
+        "12 of 24",  # steps
         "commit 0123456789ab",
         "Accuracy while training",
         "75.0 ± 2.0",
@@ -131,6 +132,22 @@ def test_several_runs_share_their_charts(tmp_path: Path) -> None:
     text = " ".join(parsed(render(Report("r", runs))).itertext())
     assert "one: the policy's own choice" in text
     assert "two: the policy's own choice" in text
+
+
+def test_accuracy_by_question_type_has_a_chart_for_each_retention(tmp_path: Path) -> None:
+    kinds = {
+        f"evaluation/{kind}accuracy_{kept}": 0.5
+        for kind in ("", "order_", "ocr-2_")
+        for kept in (1, 0.1, 0.05)
+        if kind or kept < 1
+    }
+    charts = run_charts([run_record(made_run(tmp_path, **kinds, **{"evaluation/full_accuracy": 1.0}))])
+    lines = {chart.title: [key.label for key in chart.keys] for chart in charts if "Accuracy" in chart.title}
+    assert lines == {
+        "Accuracy while training": ["5 % kept", "10 % kept"],
+        "Accuracy by question type, 5 % kept": ["ocr-2", "order"],
+        "Accuracy by question type, 10 % kept": ["ocr-2", "order"],
+    }
 
 
 @pytest.mark.parametrize("compared", [True, False])

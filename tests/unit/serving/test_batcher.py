@@ -38,7 +38,7 @@ def with_batcher(engine: Engine, work, **config):
 def test_requests_that_wait_together_are_answered_together(llm, engine, monkeypatch):
     begun = []
     begin = engine._begin
-    monkeypatch.setattr(engine, "_begin", lambda jobs: begun.append(len(jobs)) or begin(jobs))
+    monkeypatch.setattr(engine, "_begin", lambda jobs, more: begun.append(len(jobs)) or begin(jobs, more))
 
     async def work(batcher: Batcher) -> list[Answer]:
         return await asyncio.gather(*(batcher.answer(asks(), [clip_of(0)]) for _ in range(7)))

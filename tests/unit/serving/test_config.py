@@ -86,6 +86,8 @@ def test_toml_is_read_too(tmp_path):
         ("media: {private_networks: ['10.0.0.0/99']}", "media.private_networks"),
         ("media: {min_replicas: 3, max_replicas: 2}", "media.min_replicas exceeds"),
         ("media: {max_frames: 4}", "raise the latter"),
+        ("media: {max_frames: 5000}", "less than or equal to 4096"),
+        ("media: {chunk_frames: 0}", "media.chunk_frames"),
         ("engine: {default_max_tokens: 4096}", "exceeds engine.max_tokens"),
         ("api: {max_body_bytes: 400000000}", "raise the latter"),
         ("policies: {embedded: x}", "the model's own id"),

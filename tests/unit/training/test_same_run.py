@@ -40,7 +40,7 @@ def test_every_other_field_that_differs_is_named_with_the_remedy() -> None:
 
 
 def test_steps_are_not_taken_away() -> None:
-    with pytest.raises(UserError, match="a run of 120 steps, which cannot become 20"):
+    with pytest.raises(UserError, match="a run of 24 steps, which cannot become 20"):
         check_same_run(SAVED, with_overrides(SAVED, {"run.steps": 20}), "runs/one")
 
 

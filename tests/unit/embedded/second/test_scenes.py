@@ -6,7 +6,7 @@ import pytest
 from cacovid.embedded import glyphs
 from cacovid.embedded.rendering import CELLS
 from cacovid.embedded.second.questions import PROBLEM_TYPES, scene_questions, scene_records
-from cacovid.embedded.second.scenes import FRAMES, GRID, HOUR, NO_KIND, draw_scene, hour_of
+from cacovid.embedded.second.scenes import FRAMES, GLIMPSED, GRID, HOUR, NO_KIND, draw_scene, hour_of
 from cacovid.embedded.splits import DEVELOPMENT
 
 SCENES = [draw_scene(seed) for seed in DEVELOPMENT[:24]]
@@ -41,6 +41,11 @@ def test_clutter_fills_half_and_objects_one_token_in_twelve_at_most():
     objects = [sum(len(one.tokens) for one in scene.objects) / GRID.tokens for scene in SCENES]
     assert 0.5 < filled < 0.57
     assert max(objects) < 1 / 12
+
+
+def test_objects_are_glimpsed_for_two_to_four_frames():
+    lengths = {len(one.tokens) for scene in SCENES for one in scene.objects[:GLIMPSED]}
+    assert lengths == {2, 3, 4}
 
 
 def test_the_light_tells_the_hour():

@@ -6,7 +6,7 @@ import torch
 
 from cacovid.embedded.second.batches import sample_batch, sample_retention
 from cacovid.embedded.second.build import first_model
-from cacovid.embedded.second.corpus import PIECES, SIGN_PIECES, cache_scenes
+from cacovid.embedded.second.corpus import PIECES, SHORT_GLIMPSE, SIGN_PIECES, cache_scenes
 from cacovid.embedded.second.questions import count, hours, order, sign, where
 from cacovid.embedded.second.scenes import FIRST_MOVED, GRID, draw_scene
 from cacovid.embedded.second.train import Stage, pieces_shown, train_stage
@@ -15,7 +15,7 @@ from cacovid.embedded.tokenizer import CHAT_TEMPLATE, SECOND_VOCABULARY, UNKNOWN
 from cacovid.seeding import generator
 
 SEEDS = DEVELOPMENT[:4]
-SCENES = [draw_scene(seed) for seed in SEEDS[::2]]  # as drawn: those between are read back from H.264
+SCENES = [draw_scene(seed, SHORT_GLIMPSE) for seed in SEEDS[::2]]  # as drawn: those between are read back from H.264
 CACHE = cache_scenes(first_model(0), SEEDS)
 NAMES = {number: word for word, number in SECOND_VOCABULARY.items()}
 
@@ -64,14 +64,24 @@ def test_training_asks_what_the_table_asks_word_for_word_with_the_same_answers_a
 
 def test_retention_keeps_a_token_of_every_piece_that_is_sure():
     draw = generator("retention")
+    alike = torch.zeros(CACHE.pieces.shape)
     for sure in (0.0, 1.0):
-        kept = sample_retention(CACHE.pieces, 60, sure, draw)
+        kept = sample_retention(CACHE.pieces, 60, sure, alike, draw)
         assert (kept.diff(dim=1) > 0).all()
         shown = pieces_shown(CACHE.pieces.long().gather(1, kept))
         assert shown.shape == (len(SEEDS), PIECES)
         assert bool(shown.all()) == (sure == 1.0)
-    everything = sample_retention(CACHE.pieces, GRID.tokens, 0.0, draw)
+    everything = sample_retention(CACHE.pieces, GRID.tokens, 0.0, alike, draw)
     assert (everything == torch.arange(GRID.tokens)).all()
+
+
+def test_retention_prefers_what_it_likes():
+    draw = generator("liking")
+    liked = sample_retention(CACHE.pieces, 115, 0.0, 20.0 * CACHE.filled, draw)
+    assert CACHE.filled.gather(1, liked).all()
+    alike = sample_retention(CACHE.pieces, 115, 0.0, 0.0 * CACHE.filled, draw)
+    assert 0.4 < CACHE.filled.gather(1, alike).float().mean() < 0.7
+    assert ((CACHE.pieces >= 0) <= CACHE.filled).all()
 
 
 def test_pieces_of_the_sign_are_where_its_syllables_are():
