@@ -100,20 +100,25 @@ HELD_OUT := $(RESULTS)/table/clips-held-out-250/questions.parquet
 # The tables of docs/benchmarks.md: every policy trained three times through actors and learner, all methods on held-out
 # clips, with the control of swapped questions. Hours; the same command goes on where it was ended.
 SEEDS := 0 1 2
-POLICIES := late-evidence=embedded paper-clipped=paper world-2=embedded-2
-WORLD_2 := --data embedded-2 --clips 50 --retention 0.1,0.05,0.02 --methods policy,untrained,divprune,text-cosine,vidcom2,uniform,random,oracle
+POLICIES := late-evidence=embedded=1 paper-clipped=paper=20 world-2=embedded-2=10 # name, configuration, steps between evaluations
+SCENES := $(RESULTS)/world-2-scenes
+WORLD_2 := --data $(SCENES)/questions.parquet --retention 0.1,0.05,0.02 --methods policy,untrained,divprune,text-cosine,vidcom2,uniform,random,oracle
 policies_of = $(foreach seed,$(SEEDS),--policy $(1)-$(seed)=$(RESULTS)/$(1)-$(seed))
 RATIOS := 0.25,0.2,0.15,0.1,0.05,0.02,0.01
 
 results: setup
 	set -e; for policy in $(POLICIES); do for seed in $(SEEDS); do \
-		$(BIN)/cacovid train --config configs/$${policy#*=}.toml --set run.seed=$$seed --out $(RESULTS)/$${policy%=*}-$$seed; \
+		name=$${policy%%=*}; every=$${policy##*=}; config=$${policy#*=}; config=$${config%=*}; \
+		$(BIN)/cacovid train --config configs/$$config.toml --set run.seed=$$seed --set evaluation.every=$$every --out $(RESULTS)/$$name-$$seed; \
 	done; done
 	$(BIN)/cacovid evaluate --out $(RESULTS)/table --retention $(RATIOS) --controls swapped \
 		$(call policies_of,late-evidence) $(call policies_of,paper-clipped)
-	$(BIN)/cacovid evaluate --out $(RESULTS)/table-frame-budgets $(call policies_of,paper-clipped) --methods policy --rule frame-budgets --data $(HELD_OUT)
+	$(BIN)/cacovid evaluate --out $(RESULTS)/table-frame-budgets $(call policies_of,paper-clipped) --methods policy,divprune,text-cosine,vidcom2,uniform,random --rule frame-budgets --data $(HELD_OUT)
+	test -e $(SCENES) || $(BIN)/cacovid embedded clips --world 2 --split held-out --first 50 --count 50 --out $(SCENES)
 	$(BIN)/cacovid evaluate --out $(RESULTS)/table-world-2 $(WORLD_2) $(call policies_of,world-2)
-	$(BIN)/cacovid report $(foreach seed,$(SEEDS),$(RESULTS)/late-evidence-$(seed) $(RESULTS)/world-2-$(seed)) $(RESULTS)/table $(RESULTS)/table-world-2 --out $(RESULTS)/report.html --overwrite
+	$(BIN)/python -m benchmarks.travel $(RESULTS)/late-evidence-0 --split held-out --clips 20 --frames 8,16,32,64
+	$(BIN)/cacovid report $(foreach seed,$(SEEDS),$(RESULTS)/late-evidence-$(seed) $(RESULTS)/paper-clipped-$(seed) $(RESULTS)/world-2-$(seed)) \
+		$(RESULTS)/table $(RESULTS)/table-frame-budgets $(RESULTS)/table-world-2 --out $(RESULTS)/report.html --overwrite
 
 clean:
 	rm -rf $(VENV) $(VLLM) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -14,14 +14,13 @@ import torch
 import typer
 
 from actors.task import RolloutTask, parts
+from benchmarks.plain_learner import PlainLearner
 from benchmarks.table import show_ratios
 from benchmarks.timing import alternating_rounds
 from cacovid.config import TrainConfig
 from cacovid.config_files import with_overrides
 from cacovid.data.reader import ItemReader
-from cacovid.objective.loss import batch_loss
 from cacovid.policy.base import CompressionPolicy
-from cacovid.policy.batch import collate
 from cacovid.policy.build import policy_for
 from cacovid.records import HeldRecord, RolloutRecord
 from cacovid.rollout import RolloutRequest, roll_out
@@ -49,15 +48,6 @@ class Plain:
             roll_out(self.reader.video_llm, self.policy, self.reader.encode(item), item, self.config.sampling, request)
             for item in algorithm.order.of_step(step)
         ]
-
-    def update(self, optimizer: torch.optim.Optimizer, records: list[RolloutRecord]) -> None:
-        """One optimiser step in plain PyTorch."""
-        output = self.policy(collate([record.input for record in records]))
-        loss = batch_loss(output, records, 1, self.config.objective).loss / len(records)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.optimizer.grad_norm)
-        optimizer.step()
 
 
 def pooled(algorithm: CPO, steps: range) -> None:
@@ -118,14 +108,14 @@ def _learner(algorithm: CPO, config: TrainConfig) -> None:
     plain = _plain(config)
     records = [record for step in range(3) for record in plain.roll_out(algorithm, step)]
     records = records[: config.objective.replay_batch]
-    optimizer = torch.optim.AdamW(plain.policy.parameters(), lr=config.optimizer.lr)
+    learner = PlainLearner(plain.policy, config.objective, config.optimizer, config.total_updates())
     handles = [HeldRecord.of(record, ray.put) for record in records]
 
     def through_group() -> None:
         algorithm.learner_group.update(training_data=RecordData(records=list(handles)))
 
     def in_process() -> None:
-        plain.update(optimizer, records)
+        learner.update(records)
 
     in_process()
     through_group()

@@ -10,6 +10,7 @@ import sys
 from typing import Final
 
 KEPT_BYTES: Final = 1 << 30  # larger blocks still go back, and free memory beyond this at the heap's end
+_OLD_KEPT_BYTES: Final = 32 << 20  # the most that older releases of glibc take
 _TRIM_THRESHOLD: Final = -1  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
 _MMAP_THRESHOLD: Final = -3
 
@@ -20,4 +21,9 @@ def keep_freed_memory() -> bool:
     For processes that do nothing but roll out, learn or measure on CPUs: they hold the memory of their largest step.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    return mallopt is not None and all(mallopt(each, KEPT_BYTES) for each in (_TRIM_THRESHOLD, _MMAP_THRESHOLD))
+    if mallopt is None:
+        return False
+    # The size of blocks first: either call ends glibc's own adapting of it, and a refused one would leave it at 128 KiB.
+    return any(mallopt(_MMAP_THRESHOLD, size) for size in (KEPT_BYTES, _OLD_KEPT_BYTES)) and bool(
+        mallopt(_TRIM_THRESHOLD, KEPT_BYTES)
+    )

@@ -1,7 +1,7 @@
 """Credit regression (ours): scores are regressed onto leave-one-out credits.
 
 Not the paper's objective. The clipped one saturates the logits at small scale as soon as "object, not
-clutter" is learned; regression onto bounded targets keeps learning (README.md has the figures).
+clutter" is learned; regression onto bounded targets keeps learning (docs/benchmarks.md has the figures).
 
 Shape legend: B records, R combinations of all of them, N video tokens, T frames, U units (N or T).
 """

@@ -1,7 +1,7 @@
 """Policy 'late': late interaction between video tokens and the words of the question (ours).
 
-Not the paper's network: it has no attention layer and costs well under 1 % of it, yet becomes aware
-of the question where the paper's does not at small scale (README.md has the figures).
+Not the paper's network: it has no attention layer and costs well under 1 % of it, and becomes aware
+of the question from far fewer answers (docs/benchmarks.md has the figures).
 
 Shape legend: B batch, N video tokens, T frames, S tokens per frame, Lt text columns, D width,
 H similarity heads, W width of a head, C context width.

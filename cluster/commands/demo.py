@@ -9,12 +9,13 @@ from cluster.commands import evaluate, train
 
 PICTURES = 4
 RETENTION = 0.05
+EVALUATED_EVERY = 4  # training steps: what the run costs is told as fine as that
 METHODS = "policy,untrained,divprune,text-cosine,uniform,random,oracle"  # `cacovid evaluate` has all; they take longer
 
 
 def demo(out: Annotated[Path, typer.Option(help="folder of the new run")] = Path("runs/demo")) -> None:
     """Train the default policy, evaluate it on held-out clips, draw what it keeps; all on this machine."""
-    train.train(out=str(out))
+    train.train(overrides=[f"evaluation.every={EVALUATED_EVERY}"], out=str(out))
     evaluate.evaluate(policy=[str(out)], methods=METHODS, out=out, overwrite=True)
     for path in _draw(out):
         typer.echo(f"drew {path}")

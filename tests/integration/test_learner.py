@@ -7,9 +7,11 @@ import pytest
 import ray
 import torch
 
-from cacovid.config import TrainConfig
+from benchmarks.plain_learner import PlainLearner
+from cacovid.config import PolicyConfig, TrainConfig
 from cacovid.config_files import with_overrides
 from cacovid.errors import UserError
+from cacovid.policy.base import CompressionPolicy
 from cacovid.policy.build import build_policy
 from cacovid.records import HeldRecord, RolloutRecord
 from cluster.training.cpo import CPOConfig
@@ -17,6 +19,7 @@ from learner.deepspeed_learner import PolicyFiles
 from learner.engine import PolicyEngine
 from learner.group import DeepSpeedLearnerGroup
 from learner.training_data import RecordData
+from tests.support.made_layers import tiny_layer
 from tests.support.made_records import GRID, make_record
 
 WIDTH = 16
@@ -158,3 +161,36 @@ def test_shards_cover_all_records_and_none_is_empty(records: list[RolloutRecord]
     shards = [shard for shard, _ in RecordData(records=[HeldRecord.of(record) for record in records[:2]]).shard(3)]
     assert [shard.spare for shard in shards] == [False, False, True]
     assert all(shard.records and shard.global_count == 2 for shard in shards)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.1, 1.0])
+def test_the_pretrained_layer_learns_at_its_share_of_the_rate(scale: float, tmp_path: Path) -> None:
+    """AdamW's first step moves a weight by the rate, whatever its gradient."""
+    policy = build_policy(PolicyConfig(kind="paper"), 32, tiny_layer(), seed=0)
+    policy.save_pretrained(tmp_path)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    changes = {"policy.kind": "paper", "optimizer.backbone_scale": scale, "optimizer.weight_decay": 0.0}
+    group = start(files, 0, 0, **changes)
+    records = [make_record(seed, width=32) for seed in range(2)]
+    rate = group.update(training_data=RecordData(records=[HeldRecord.of(record) for record in records]))[0]["lr"]
+    moved = {name: (weight - policy.state_dict()[name]).abs().max() for name, weight in group.publish().items()}
+    group.shutdown()
+    pretrained = set(policy.layer.state_dict(prefix="layer."))
+    assert max(moved[name] for name in pretrained).item() == pytest.approx(rate * scale, rel=0.02)
+    assert max(moved[name] for name in moved.keys() - pretrained).item() == pytest.approx(rate, rel=0.02)
+
+
+def test_the_plain_learner_of_the_benchmarks_takes_the_same_steps(policy_files: PolicyFiles, tmp_path: Path) -> None:
+    for name, content in policy_files.items():
+        (tmp_path / name).write_bytes(content)
+    policy = CompressionPolicy.from_pretrained(tmp_path)
+    group, config = start(policy_files, 0, 0), TrainConfig()
+    plain = PlainLearner(policy, config.objective, config.optimizer, config.total_updates())
+    records = [make_record(seed) for seed in range(4)]
+    held = [HeldRecord.of(record) for record in records]
+    for update in range(3):
+        plain.update(records)
+        group.update(training_data=RecordData(records=held, iterations=3, update_index=update))
+    for name, weight in group.publish().items():
+        torch.testing.assert_close(policy.state_dict()[name], weight, rtol=1e-4, atol=1e-5)
+    group.shutdown()

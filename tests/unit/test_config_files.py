@@ -25,10 +25,13 @@ def test_shipped_config_loads_and_survives_a_round_trip(path: Path, tmp_path: Pa
     assert load_config(tmp_path / "again.toml") == config
 
 
-def test_the_published_config_has_the_papers_numbers() -> None:
+@pytest.mark.parametrize("name", ["paper-published", "llava-onevision-7b-paper"])
+def test_the_published_configs_have_the_papers_numbers(name: str) -> None:
     """AAAI 2026, training settings."""
-    config = load_config(next(path for path in SHIPPED if path.stem == "paper-published"))
+    config = load_config(next(path for path in SHIPPED if path.stem == name))
     sampling, objective, optimizer = config.sampling, config.objective, config.optimizer
+    assert (config.policy.kind, objective.kind, sampling.modes) == ("paper", "clipped", "mixed")
+    assert sampling.max_frame_prob == 3
     assert (sampling.group, sampling.rate, sampling.group_size, sampling.max_group_prob) == (32, 0.02, 2, 2.0)
     assert (sampling.frame_ratio, sampling.inner_iterations, sampling.explore, sampling.temperature) == (0.125, 5, 0, 1)
     assert (sampling.halve_above, sampling.double_below) == (0.875, 0.125)
@@ -36,9 +39,11 @@ def test_the_published_config_has_the_papers_numbers() -> None:
     assert (objective.eps_low, objective.eps_high, objective.uniform_kl, objective.ratio) == (0.2, 0.28, 0, "drawing")
     assert not objective.replays()
     assert (optimizer.lr, optimizer.weight_decay, optimizer.grad_norm, optimizer.schedule) == (1e-6, 0.01, 5, "cosine")
+    assert (optimizer.eps, optimizer.backbone_scale, config.selection.max_frame_share) == (1e-8, 0.1, 1.5)
     assert config.updates_per_step() == 5
     assert (config.selection.rule, config.selection.scored_share) == ("frame-budgets", 0.5)
     assert config.policy.attention == "full"
+    assert config.actors.staleness == (0 if name == "paper-published" else 1)
 
 
 def test_embedded_config_is_the_default() -> None:

@@ -20,7 +20,7 @@ from cluster.training.tracking.base import Row, TrackingFailed
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 AT_ONCE = 100  # params in one call at most; metrics 1,000
 LONGEST = 6_000  # characters of a param
-_REFUSED = re.compile(r"[^\w\-. :/]", re.ASCII)  # in a metric's name; the question types of a table may hold any
+_REFUSED = re.compile(r"[^\w\-. :]", re.ASCII)  # in a metric's name; the question types of a table may hold any letter
 
 
 class MLflowTracker:
@@ -37,7 +37,7 @@ class MLflowTracker:
             for row in rows:
                 step, now = int(row["step"]), int(time.time() * 1_000)
                 if step > self._last:
-                    metrics = [Metric(_REFUSED.sub("_", name), value, now, step) for name, value in row.items()]
+                    metrics = [Metric(_metric_name(name), value, now, step) for name, value in row.items()]
                     self._client.log_batch(self._id, metrics=metrics)
                     self._last = step
 
@@ -85,6 +85,12 @@ def _begin(client: MlflowClient, run: RunDirectory, config: TrainConfig) -> str:
     for first in range(0, len(params), AT_ONCE):
         client.log_batch(run_id, params=params[first : first + AT_ONCE])
     return run_id
+
+
+def _metric_name(name: str) -> str:
+    """As MLflow takes it: of its slashes the first alone parts a section from a figure."""
+    section, slash, figure = name.partition("/")
+    return _REFUSED.sub("_", section) + slash + _REFUSED.sub("_", figure)
 
 
 @contextmanager

@@ -247,15 +247,15 @@ def test_one_right_answer_points_to_the_tokens_kept_and_a_wrong_one_away():
     record = make_record(7, modes="token", rates=(1 / 6,), group=4)
     (scored,) = record.iterations
     memory = flatten([record], 1)
-    for reward in (1.0, 0.0):
-        one = dataclasses.replace(
-            memory, reward=torch.tensor([reward, 0.5, 0.5, 0.5], dtype=torch.float64), size=memory.size * 0
-        )
-        first = int(memory.size[0])
-        one = dataclasses.replace(one, size=torch.tensor([first, 0, 0, 0]), kept=memory.kept[:first])
-        likelihood = log_likelihood(even, one)[0]
-        kept = torch.isin(torch.arange(GRID.tokens), scored.combinations.kept[0].long())
-        assert (likelihood[kept].min() > likelihood[~kept].max()) == (reward == 1.0)
+    first = int(memory.size[0])
+    kept = torch.isin(torch.arange(GRID.tokens), scored.combinations.kept[0].long())
+    alone = dataclasses.replace(memory, size=torch.tensor([first, 0, 0, 0]), kept=memory.kept[:first])
+    right, wrong = (
+        log_likelihood(even, dataclasses.replace(alone, reward=torch.tensor([reward, 0.5, 0.5, 0.5]).double()))[0]
+        for reward in (1.0, 0.0)
+    )
+    assert right[kept].min() > right[~kept].max()
+    assert wrong[kept].max() < wrong[~kept].min()
 
 
 def test_the_clipped_gradient_vanishes_outside_the_clip_range_only_where_it_would_go_further():

@@ -104,8 +104,8 @@ def test_figures_of_a_question_type_with_any_letters_are_taken(tmp_path: Path) -
     run = RunDirectory.create(tmp_path / "run", CONFIG)
     try:
         tracker = mlflow.open_tracker(run, CONFIG)
-        tracker.add([{"step": 0.0, "loss": 1.0, "evaluation/who & why (2)?_accuracy_0.05": 0.5}])
+        tracker.add([{"step": 0.0, "loss": 1.0, "evaluation//who & why (2)?_accuracy_0.05": 0.5}])
         found = tracker._client.get_run(tracker._id).data.metrics
     finally:
         run.release()
-    assert found["evaluation/who _ why _2___accuracy_0.05"] == 0.5
+    assert found["evaluation/_who _ why _2___accuracy_0.05"] == 0.5
