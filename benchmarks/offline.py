@@ -51,7 +51,8 @@ def main(
     clips: Annotated[int, typer.Option(min=1, help="development clips measured on")] = 50,
 ) -> None:
     """Answer once, then train and measure a policy a seed."""
-    cfg = with_overrides(load_config(config, overrides or []), {"data.cache_dir": str((out / "cache").absolute())})
+    cache = (runs[0] if runs else out).absolute() / "cache"
+    cfg = with_overrides(load_config(config, overrides or []), {"data.cache_dir": str(cache)})
     if cfg.objective.by_drawing_policy():
         raise UserError(
             f"objective.ratio={cfg.objective.ratio!r}: stored answers know no such policy, use 'current'"
@@ -59,7 +60,7 @@ def main(
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     skipped = SkippedItems(out / "skipped.jsonl", cfg.data.max_skipped)
-    reader = ItemReader.load(cfg.model, cfg.data, out / "cache")
+    reader = ItemReader.load(cfg.model, cfg.data, cache)
     with Progress() as progress:
         if runs:
             items, rollouts = training_items(cfg, runs[0], skipped), [each for run in runs for each in held(run)]
@@ -118,10 +119,11 @@ def with_inputs(
     rollouts: Sequence[Rollout], items: Sequence[VideoQuestion], reader: ItemReader
 ) -> Iterator[RolloutRecord]:
     """Records as a learner takes them; no objective here asks for the logits of the drawing policy."""
-    by_id = {item.id: item for item in items}
+    wanted = {rollout.item_id for rollout in rollouts}
+    # In the items' order: questions about one clip stand side by side and share its features.
+    seen = {item.id: reader.encode(item).policy_input().cpu() for item in items if item.id in wanted}
     for rollout in rollouts:
-        seen = reader.encode(by_id[rollout.item_id]).policy_input().cpu()
-        yield RolloutRecord.of(rollout, RolloutInput(seen, torch.empty(0, 2), torch.empty(0, 2)))
+        yield RolloutRecord.of(rollout, RolloutInput(seen[rollout.item_id], torch.empty(0, 2), torch.empty(0, 2)))
 
 
 def trained(

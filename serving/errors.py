@@ -1,5 +1,8 @@
 """Errors as clients see them, in OpenAI's form, without paths, addresses or tracebacks."""
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -63,9 +66,16 @@ def overloaded(what: str, retry_after_s: int) -> ApiError:
     return ApiError(503, "overloaded", f"{what}; try again in {retry_after_s} s", retry_after_s=retry_after_s)
 
 
-def no_space() -> ApiError:
-    """503 where the disk is full."""
-    return ApiError(503, "no_space", "there is no room for the video now; try again", retry_after_s=10)
+@contextmanager
+def room_on_disk() -> Iterator[None]:
+    """Around what writes a video's files: 503 where the disk or a quota is full. Other errors are faults and go on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise
+        message = "there is no room for the video now; try again"
+        raise ApiError(503, "no_space", message, retry_after_s=10) from error
 
 
 def internal_error() -> ApiError:

@@ -3,7 +3,6 @@
 variants.toml -> runs -> a process each (work.py), some side by side -> figures/*.json -> ablations.md
 """
 
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from benchmarks.ablations.side_by_side import Ended, Job, run_side_by_side
+from benchmarks.ablations.side_by_side import Ended, Job, ended_like_ctrl_c, run_side_by_side
 from benchmarks.ablations.summary import Summary, table
 from benchmarks.ablations.variants import VARIANTS, Variant, chosen, read_variants, runs_of
 from benchmarks.ablations.work import Work
@@ -34,7 +33,7 @@ def main(
     out: Annotated[Path, typer.Option(help="folder of runs, figures and the table; what is there is not done again")],
     only: Annotated[str, typer.Option(help="comma-separated variants; all without it")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="training seeds 0, 1, ... of each")] = 3,
-    answers: Annotated[int, typer.Option(min=1, help="combinations scored in one run")] = 12_288,
+    answers: Annotated[int, typer.Option(min=1, help="combinations scored in one run")] = 6_144,
     every: Annotated[int, typer.Option(min=1, help="answers between evaluations, by which the price is told")] = 1_024,
     clips: Annotated[int, typer.Option(min=1, help="development clips measured on, two questions each")] = 50,
     jobs: Annotated[int, typer.Option(min=1, help="runs side by side, one thread each")] = 1,
@@ -43,16 +42,16 @@ def main(
     """Train every variant for the same number of answers; print and write one table. Again: it goes on."""
     known = read_variants(variants)
     wanted = chosen(known, names(only))
-    root = out / f"answers-{answers}"
     works = [
-        Work(root=root, run=run, seed=seed, answers=answers, every=every, clips=clips)
+        Work(out=out, run=run, seed=seed, answers=answers, every=every, clips=clips)
         for seed in range(seeds)  # first all variants once
         for run in runs_of(known)
     ]
+    root = works[0].root  # of all
     output_folder(root, overwrite=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        failed = _do([asked for work in works if (asked := work.only(wanted)).run.variants], jobs)
+        with ended_like_ctrl_c():  # else the processes of the runs would go on without us
+            failed = _do([asked for work in works if (asked := work.only(wanted)).run.variants], jobs)
     except KeyboardInterrupt:
         typer.echo("interrupted: the same command goes on", err=True)
         raise typer.Exit(130) from None

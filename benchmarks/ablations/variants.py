@@ -13,6 +13,7 @@ from cacovid.errors import UserError
 
 VARIANTS = Path(__file__).with_name("variants.toml")
 CONFIGS = Path(__file__).parents[2] / "configs"
+EMBEDDED = "embedded"  # the value of data.train that draws clips of world 1
 
 
 class Variant(Section):
@@ -35,7 +36,7 @@ class Variant(Section):
 
 
 class _File(Section):
-    variant: tuple[Variant, ...]
+    variant: Annotated[tuple[Variant, ...], Field(min_length=1)]
 
 
 class Run(Section):
@@ -49,7 +50,7 @@ def read_variants(path: Path) -> tuple[Variant, ...]:
     """Those of a TOML file, in its order.
 
     Raises:
-        UserError: It cannot be read, or a variant is malformed or there twice.
+        UserError: It cannot be read, or a variant is malformed, there twice or no run of these ablations.
     """
     try:
         found = _File.model_validate(tomllib.loads(path.read_text())).variant
@@ -65,13 +66,38 @@ def read_variants(path: Path) -> tuple[Variant, ...]:
         if each.name in known:
             raise UserError(f"{path}: two variants are called {each.name!r}: rename one")
         known[each.name] = each if each.like is None else _begun(each, known.get(each.like), path)
+        try:
+            _check(known[each.name])
+        except UserError as error:
+            raise UserError(f"{path}: {each.name}: {error}") from error
     return tuple(known.values())
 
 
 def _begun(variant: Variant, like: Variant | None, path: Path) -> Variant:
     if like is None:
         raise UserError(f"{path}: {variant.name} is like {variant.like!r}, which is no variant above it")
+    if "config" in variant.model_fields_set:
+        raise UserError(
+            f"{path}: {variant.name} is like {like.name!r}, whose config is {like.config!r}, and names "
+            f"config={variant.config!r}: leave out one of the two"
+        )
     return variant.model_copy(update={"config": like.config, "set": (*like.set, *variant.set)})
+
+
+def _check(variant: Variant) -> None:
+    """See that ``variant`` can be trained and measured on the clips that all runs share, and stand in the table."""
+    for override in (*variant.set, *variant.measure):
+        if override.strip().startswith("evaluation."):
+            raise UserError(
+                f"{override!r} would measure it unlike the others: leave it out; --every and --clips hold for all runs"
+            )
+    data = variant.trained().data.train
+    if data != EMBEDDED:
+        raise UserError(
+            f"config={variant.config!r} trains on {data!r}, but the ablations draw clips of {EMBEDDED!r} alone: "
+            f"name a config of configs/ with data.train={EMBEDDED!r}"
+        )
+    variant.measured()  # now, not after hours
 
 
 def chosen(variants: Sequence[Variant], only: Sequence[str]) -> list[Variant]:

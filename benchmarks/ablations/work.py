@@ -2,6 +2,7 @@
 
 The run's folder and the figures say what is done already: whoever starts this again goes on there.
 
+    ROOT/                        OUT/answers-N-every-N-clips-N
     ROOT/clips/                  questions that all runs share
     ROOT/runs/OWNER-SEED/        as `cacovid train` writes it
     ROOT/figures/VARIANT-SEED.json
@@ -44,12 +45,17 @@ class Figures(BaseModel):
 class Work(Section):
     """A run of one seed, and the variants to be measured of it."""
 
-    root: Path
+    out: Path
     run: Run
     seed: int
     answers: int  # of a run
     every: int  # answers between evaluations
     clips: int  # of the development split
+
+    @property
+    def root(self) -> Path:
+        """Of all runs of this size: a finished run keeps the rows of its own spacing and clips."""
+        return self.out / f"answers-{self.answers}-every-{self.every}-clips-{self.clips}"
 
     @property
     def name(self) -> str:
@@ -165,24 +171,20 @@ def _draw_clips(work: Work, config: TrainConfig) -> None:
 
 
 def _measure(config: TrainConfig, run: "RunDirectory") -> Figures:
+    from benchmarks.accuracy import accuracy_of
     from cacovid.data.table import read_questions
-    from cacovid.evaluation.measurer import Measurer, Setup
-    from cacovid.evaluation.measuring import evaluate
     from cacovid.methods.registry import POLICY
     from cacovid.policy.base import CompressionPolicy
     from cluster.training.price import price_of_run
 
-    policies = {POLICY: CompressionPolicy.from_pretrained(run.policy)}
-    cache = None if config.data.cache_dir is None else Path(config.data.cache_dir)
-    ratios, seed = config.evaluation.retentions, config.run.seed
-    measurer = Measurer(Setup(config.model, config.data, cache, (POLICY,), policies, config.selection, ratios, seed))
-    result = evaluate(measurer.reader, measurer.methods, read_questions(config.evaluation.data), ratios, seed=seed)
+    policy = CompressionPolicy.from_pretrained(run.policy)
+    result = accuracy_of(policy, read_questions(config.evaluation.data), config)
     price = price_of_run(run.folder)
     return Figures(
         settings=config.model_dump_json(),
         answers=sum(int(row["combinations"]) for row in run.rows()),
         full_accuracy=result.full_accuracy,
-        accuracy={ratio: result.row(POLICY, ratio).accuracy for ratio in ratios},
+        accuracy={ratio: result.row(POLICY, ratio).accuracy for ratio in config.evaluation.retentions},
         awareness=result.question_awareness_auc,
         reached=None if price is None else price.combinations,
     )

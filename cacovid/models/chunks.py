@@ -7,7 +7,7 @@ Shape legend: N video tokens of the whole clip, n of a chunk, D width.
 """
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,13 @@ from cacovid.models.adapter import VideoLLM
 from cacovid.models.encoded import VideoFeatures
 
 
-def watch_in_chunks(video_llm: VideoLLM, chunks: Iterable[NDArray[np.uint8]], *, fps: float) -> VideoFeatures:
+def watch_in_chunks(
+    video_llm: VideoLLM,
+    chunks: Iterable[NDArray[np.uint8]],
+    *,
+    fps: float,
+    after: Callable[[VideoFeatures], object] = lambda seen: None,
+) -> VideoFeatures:
     """As :meth:`VideoLLM.watch` of all ``chunks`` together, with the memory of one of them.
 
     The rows lie in a temporary file without a name, which goes with them; the system may drop its pages at any time.
@@ -30,10 +36,12 @@ def watch_in_chunks(video_llm: VideoLLM, chunks: Iterable[NDArray[np.uint8]], *,
     Args:
         chunks: (n, height, width, 3) uint8 frames, at least one chunk.
         fps: of the frames.
+        after: called with each chunk's features once they are written; what it raises ends the watching.
 
     Raises:
         BadItem: As :meth:`VideoLLM.watch`.
         UserError: The model reads a clip as a whole.
+        OSError: The folder of temporary files cannot be written to, or is full.
     """
     heads: list[VideoFeatures] = []
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -49,6 +57,7 @@ def watch_in_chunks(video_llm: VideoLLM, chunks: Iterable[NDArray[np.uint8]], *,
                 file.write(rows.cpu().contiguous().view(torch.uint8).numpy().data)
             empty = seen.features[:0]
             heads.append(replace(seen, features=empty, deepstack=(empty,) * len(seen.deepstack)))
+            after(seen)
         for file in files:
             file.flush()
         clip = video_llm.joined(heads)

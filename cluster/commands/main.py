@@ -22,6 +22,7 @@ from cluster.commands import (
     plan,
     policy,
     proxy,
+    refit,
     report,
     serve,
     status,
@@ -54,6 +55,7 @@ def common(
 
 
 app.command("train")(train.train)
+app.command("refit")(refit.refit)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compress")(compress.compress)
 app.command("report")(report.report)

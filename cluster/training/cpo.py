@@ -10,7 +10,7 @@ See :mod:`cluster.training.rollout_schedule` for what is given out when.
 """
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -285,6 +285,24 @@ class CPO(Algorithm):  # type: ignore[misc]
             self.schedule.restore(0, {}, {0: self.learner_group.publish()})
             self.updates.refill(ReplaySnapshot(()))
             self.skipped.met = self.skipped.skipped = 0
+
+    def refit(self, updates: int, report: Callable[[int, float], None]) -> CompressionPolicy:
+        """The initial policy after ``updates`` optimiser steps on the replay buffer; no combination is answered.
+
+        What a policy learns from its first few questions stays with it; a fresh one meets all of them at once.
+
+        Args:
+            report: Called with the number of finished updates and the loss.
+
+        Raises:
+            UserError: The replay buffer is empty: this run keeps none, or has not begun.
+        """
+        if not len(self.updates.replay):
+            raise UserError("there are no answers to learn from: objective.replay_bytes or replay_items is 0")
+        self.learner_group.restart(read_policy_files(self._initial_policy))
+        self.updates.refit(self.learner_group, updates, report)
+        self.schedule.publish(self.finished_steps, self.learner_group.publish())
+        return self.get_policy()
 
     def cleanup(self) -> None:
         """End actors and learners at once, busy or not: RLlib alone would wait for the actors' tasks."""

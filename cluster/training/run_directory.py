@@ -6,6 +6,7 @@ DIR/policy/               the newest policy (``CompressionPolicy.from_pretrained
 DIR/checkpoints/step-N/   everything a resumed run needs
 DIR/checkpoints/best.json the checkpoint that evaluates best (``evaluation.every``)
 DIR/best_policy/          its policy
+DIR/refit/                the policy of `cacovid refit`
 DIR/metrics.jsonl         one row per training step
 DIR/tensorboard/          the same figures as TensorBoard events
 DIR/curve.png             reward and loss over the run
@@ -44,6 +45,7 @@ class RunDirectory:
         self.address = str(folder)  # for --out and --resume
         self.policy = folder / "policy"
         self.best_policy = folder / "best_policy"
+        self.refit = folder / "refit"
         self.initial_policy = folder / "initial_policy"
         self.checkpoints = folder / "checkpoints"
         self.best = self.checkpoints / BEST

@@ -49,12 +49,33 @@ class Updates:
         for update, (batch, iterations) in enumerate(batches):
             data = RecordData(records=batch, iterations=iterations, update_index=step * per_step + update)
             losses.append(self._update(group, data))
-            if not all(math.isfinite(losses[-1][name]) for name in ("loss", "grad_norm")):
-                raise UserError(
-                    f"loss {losses[-1]['loss']}, gradient norm {losses[-1]['grad_norm']} at training step {step}: "
-                    f"start anew with a lower optimizer.lr than {self.config.optimizer.lr:g}"
-                )
+            self._check_finite(losses[-1], f"training step {step}")
         return losses
+
+    def refit(self, group: DeepSpeedLearnerGroup, updates: int, report: Callable[[int, float], None]) -> None:
+        """``updates`` optimiser steps of fresh learners on the replay buffer alone; ``report`` gets each one's loss.
+
+        Raises:
+            UserError: As :meth:`learn`.
+        """
+        config, whole_run = self.config, self.config.total_updates()
+        for update in range(updates):
+            draw = generator(config.run.seed, "refit", update)
+            records = self.replay.draw(config.objective.replay_batch, draw)
+            self._complete(records)
+            # Learners lay the schedule over a whole run: it is passed through in larger or smaller strides.
+            place = update * whole_run // updates
+            data = RecordData(records=records, iterations=config.sampling.inner_iterations, update_index=place)
+            losses = self._update(group, data)
+            self._check_finite(losses, f"update {update}")
+            report(update + 1, losses["loss"])
+
+    def _check_finite(self, losses: Mapping[str, float], where: str) -> None:
+        if not all(math.isfinite(losses[name]) for name in ("loss", "grad_norm")):
+            raise UserError(
+                f"loss {losses['loss']}, gradient norm {losses['grad_norm']} at {where}: "
+                f"start anew with a lower optimizer.lr than {self.config.optimizer.lr:g}"
+            )
 
     def snapshot(self) -> ReplaySnapshot:
         """The replay buffer without its inputs."""

@@ -3,6 +3,7 @@
     submit -> queue -> [collect up to max_batch, at most batch_wait_ms] -> engine thread -> events
                   +--- [whenever fewer than max_batch are being answered] --^
 
+Those with a long video wait for each other and are answered beside the max_batch others.
 The engine's thread runs until nobody is left; the queue's bound is kept by those who submit.
 """
 
@@ -13,6 +14,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from weakref import ref
 
 import torch
 
@@ -20,7 +22,7 @@ from serving.config import EngineConfig
 from serving.engine.engine import Engine
 from serving.engine.prompts import Job
 from serving.engine.records import LAST, Compressed, Delta, EngineRequest, Event, Failed, Finished, Outcome, gathered
-from serving.errors import internal_error
+from serving.errors import internal_error, overloaded
 from serving.media.records import Clip
 
 logger = logging.getLogger("cacovid.serving.engine")
@@ -34,7 +36,8 @@ class Batcher:
         self._config = config
         self._queue: deque[Job] = deque()  # taken from by the engine's thread too
         self._arrived = asyncio.Event()
-        self._taken: list[Job] = []  # by the engine, unless they have ended
+        self._taken: list[ref[Job]] = []  # by the engine; whoever works on one or waits for it keeps its files
+        self._long = 0  # requests with a long video, of all that somebody waits for
         self._leaving = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._task: asyncio.Task[None] | None = None
@@ -77,6 +80,11 @@ class Batcher:
         loop = asyncio.get_running_loop()
         inbox: asyncio.Queue[Event] = asyncio.Queue()
         job = Job(request, clips, lambda event: _post(loop, inbox, event))
+        long = job.long is not None
+        if long and self._long >= max(1, self._config.ongoing // 2):  # the other places are for those that take moments
+            yield Failed(overloaded("too many long videos wait for their turn", 10))
+            return
+        self._long += long
         self._queue.append(job)
         self._arrived.set()
         try:
@@ -86,6 +94,7 @@ class Batcher:
                 if isinstance(event, LAST):
                     return
         finally:
+            self._long -= long
             job.cancel()
 
     async def answer(self, request: EngineRequest, clips: Sequence[Clip]) -> Outcome:
@@ -103,20 +112,22 @@ class Batcher:
         raise AssertionError("events end with Finished, Compressed or Failed")
 
     async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            jobs = await self._collect()
-            self._busy_since = time.monotonic()
-            running = loop.run_in_executor(self._thread, self.engine.run, jobs, self._more)
-            await asyncio.wait([running])
-            self._busy_since = None
-            error = running.exception()
-            if error is not None:
-                lost = [job for job in self._taken if not job.ended]
-                logger.error("a batch of %d requests failed", len(lost), exc_info=error)
-                self._device_lost = self._device_lost or isinstance(error, torch.AcceleratorError)
-                for job in lost:
-                    job.emit(Failed(internal_error()))
+            await self._run(await self._collect())
+
+    async def _run(self, jobs: list[Job]) -> None:
+        """Run the engine until nobody is left; no job is held behind it."""
+        self._busy_since = time.monotonic()
+        running = asyncio.get_running_loop().run_in_executor(self._thread, self.engine.run, jobs, self._more)
+        await asyncio.wait([running])
+        self._busy_since = None
+        error = running.exception()
+        if error is not None:
+            lost = self._unfinished()
+            logger.error("a batch of %d requests failed", len(lost), exc_info=error)
+            self._device_lost = self._device_lost or isinstance(error, torch.AcceleratorError)
+            for job in lost:
+                job.emit(Failed(internal_error()))
 
     async def _collect(self) -> list[Job]:
         while not self._queue:
@@ -134,13 +145,16 @@ class Batcher:
     def _more(self) -> list[Job]:
         """Between two tokens, in the engine's thread: it lives, and there may be room for others."""
         self._busy_since = time.monotonic()
-        writing = sum(not job.ended for job in self._taken)
+        writing = sum(job.long is None for job in self._unfinished())
         return [] if self._leaving else self._take(self._config.max_batch - writing)
+
+    def _unfinished(self) -> list[Job]:
+        return [job for each in self._taken if (job := each()) is not None and not job.ended]
 
     def _take(self, room: int) -> list[Job]:
         """The first ``room`` of those that wait."""
         jobs = [self._queue.popleft() for _ in range(min(len(self._queue), room))]
-        self._taken = [job for job in self._taken if not job.ended] + jobs
+        self._taken = [ref(job) for job in (*self._unfinished(), *jobs)]
         return jobs
 
 

@@ -109,6 +109,7 @@ class Row:
     def fail(self, error: ApiError) -> None:
         """Nothing more comes, for none of its request's answers."""
         self.prompt.job.emit(Failed(error))
+        self.answering.rows.clear()
 
     def _finish(self, reason: FinishReason, elapsed_s: float) -> None:
         if not self._text.stopped:
@@ -160,3 +161,4 @@ class Answering:
         if len(reasons) == len(self.rows):
             tokens = sum(len(row.tokens) for row in self.rows)
             self.prompt.job.emit(Finished(reasons, tokens, self.prompt.report(self.first_token_s, elapsed_s)))
+            self.rows.clear()  # each holds this, and with it a long video's files until garbage is collected

@@ -1,10 +1,8 @@
 """Messages, videos and rows of a request into one encoded prompt."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cacovid.errors import UserError
@@ -14,7 +12,7 @@ from cacovid.models.encoded import Encoded, VideoFeatures
 from serving.engine.cache import FeatureCache
 from serving.engine.records import EngineRequest
 from serving.engine.tensor_file import read_rows
-from serving.errors import invalid
+from serving.errors import invalid, room_on_disk
 from serving.media.records import Clip
 
 
@@ -30,11 +28,12 @@ class Encoder:
         self._placeholders = (placeholder, str(video_llm.processor.video_token))
         self._control = tuple(dict.fromkeys([*added, *self._placeholders]))
 
-    def encode(self, request: EngineRequest, clips: Sequence[Clip], between: Callable[[], object]) -> Encoded:
-        """The prompt; ``between`` is called after each chunk of a clip that is watched in chunks.
+    def encode(self, request: EngineRequest, clips: Sequence[Clip], between: Callable[[int], object]) -> Encoded:
+        """The prompt; ``between`` is called after each chunk of a clip in chunks, with the tokens of the whole clip.
 
         Raises:
-            ApiError: control tokens in a text, rows that do not fit, clips of several sizes, no word at all.
+            ApiError: control tokens in a text, rows that do not fit, clips of several sizes, no word at all, a full
+                disk.
         """
         self._check_text(request)
         try:
@@ -45,7 +44,7 @@ class Encoder:
             raise invalid("prompt", "the text holds no word that the model knows: write some")
         return encoded
 
-    def _encoded(self, request: EngineRequest, clips: Sequence[Clip], between: Callable[[], object]) -> Encoded:
+    def _encoded(self, request: EngineRequest, clips: Sequence[Clip], between: Callable[[int], object]) -> Encoded:
         llm = self._llm
         if request.prompt is not None:
             return llm.encode_text(request.prompt)
@@ -61,10 +60,15 @@ class Encoder:
         ]
         return llm.encode_chat(messages, [next(given if kind == "embeds" else watched) for kind in kinds])
 
-    def _watched(self, clip: Clip, between: Callable[[], object]) -> VideoFeatures:
+    def _watched(self, clip: Clip, between: Callable[[int], object]) -> VideoFeatures:
         if clip.chunk is None:
             return self._llm.watch(clip.frames, fps=clip.fps)
-        return watch_in_chunks(self._llm, _pausing(clip.chunks(), between), fps=clip.fps)
+
+        def after(seen: VideoFeatures) -> None:
+            between(seen.grid.per_frame * len(clip.frames))  # frames are read one by one
+
+        with room_on_disk():
+            return watch_in_chunks(self._llm, clip.chunks(), fps=clip.fps, after=after)
 
     def _check_text(self, request: EngineRequest) -> None:
         """Refuse control tokens in messages; the text of a text completion may hold all but placeholders of videos."""
@@ -79,12 +83,6 @@ class Encoder:
         found = [token for token in tokens if any(token in text for text in texts)]
         if found:
             raise invalid(field, f"the text holds the model's control token {found[0]!r}: remove it")
-
-
-def _pausing(chunks: Iterator[NDArray[np.uint8]], between: Callable[[], object]) -> Iterator[NDArray[np.uint8]]:
-    for chunk in chunks:
-        yield chunk
-        between()
 
 
 def _rows(content: bytes) -> Tensor:

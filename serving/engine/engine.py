@@ -81,16 +81,20 @@ class Engine:
             jobs: to begin with.
             more: asked between two tokens for jobs that have come since.
         """
-        self._begin(self._short(jobs), more)
-        while self.answerer.advance() or self._long:
-            if self._long:
-                self._begin([self._long.popleft()], more)
-            self._begin(self._short(more()), more)
+        try:
+            self._begin(self._short(jobs), more)
+            while self.answerer.advance() or self._long:
+                if self._long:
+                    self._begin([self._long.popleft()], more)
+                self._begin(self._short(more()), more)
+        finally:
+            self._long.clear()  # after a fault whoever gave the jobs tells them
 
     def _short(self, jobs: Sequence[Job]) -> list[Job]:
-        """Those of ``jobs`` that begin at once; one with a long video waits for its turn."""
-        self._long += [job for job in jobs if job.long is not None]
-        return [job for job in jobs if job.long is None]
+        """Those that begin at once; one with a long video waits for its turn, or until nobody waits for it."""
+        waiting = [*self._long, *jobs]
+        self._long = deque(job for job in waiting if job.long is not None and not job.cancelled.is_set())
+        return [job for job in waiting if job not in self._long]
 
     def _turns(self, job: Job, more: Callable[[], Sequence[Job]]) -> Callable[[], None]:
         """What is called between two chunks of a long video: the others go on for as long as the chunk took."""
@@ -100,11 +104,13 @@ class Engine:
             nonlocal begun
             if job.cancelled.is_set():
                 raise overloaded("nobody waits for the answer", 1)
-            until = 2 * time.perf_counter() - begun
+            paused = time.perf_counter()
+            until = 2 * paused - begun
             self._begin(self._short(more()), more)
             while self.answerer.advance() and time.perf_counter() < until:
                 self._begin(self._short(more()), more)
             begun = time.perf_counter()
+            job.others_s += begun - paused
 
         return others
 

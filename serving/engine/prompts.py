@@ -46,6 +46,7 @@ class Job:
     sink: Callable[[Event], None]
     submitted: float = field(default_factory=time.perf_counter)
     started: float = 0.0
+    others_s: float = 0.0  # that other requests took between the chunks of its long video
     cancelled: threading.Event = field(default_factory=threading.Event)
     ended: bool = False  # its last event has gone out
     _on_cancel: list[Callable[[], object]] = field(default_factory=list)
@@ -157,10 +158,15 @@ class PromptBuilder:
             method, retention = ALL, 1.0  # nothing to compress
         if job.long is not None:
             check_chunks(job, job.long, self._llm, policy if method == POLICY else None)
+
+        def after_chunk(tokens: int) -> None:
+            _check_fits(tokens, self._config.max_prompt_tokens)  # an hour that cannot fit is not encoded to its end
+            _check_fits(budget(retention, tokens), self._max_position)
+            between()
+
         started = time.perf_counter()
-        encoded = self._encoder.encode(request, job.clips, between)
-        if encoded.length > self._config.max_prompt_tokens:
-            raise _too_long(encoded.length, self._config.max_prompt_tokens)
+        encoded = self._encoder.encode(request, job.clips, after_chunk)
+        _check_fits(encoded.length, self._config.max_prompt_tokens)
         return Prompt(
             job=job,
             policy=policy,
@@ -168,7 +174,7 @@ class PromptBuilder:
             retention=retention,
             positions=self._llm.numbering(encoded, request.compression.positions or self.positions(policy)),
             encoded=encoded,
-            encode_s=time.perf_counter() - started,
+            encode_s=time.perf_counter() - started - job.others_s,
             steps=None if job.long is None else _steps(job.long, encoded.grid.frames),
         )
 
@@ -212,8 +218,7 @@ class PromptBuilder:
     def _check_length(self, prompt: Prompt) -> None:
         """Refuse a prompt whose answer would leave the positions that the model knows."""
         wanted = prompt.next_position + (prompt.request.decoding.max_tokens if prompt.request.decoding else 0)
-        if wanted > self._max_position:
-            raise _too_long(wanted, self._max_position)
+        _check_fits(wanted, self._max_position)
 
 
 def run_policy(prompts: Sequence[Prompt]) -> None:
@@ -282,11 +287,12 @@ def _question(request: EngineRequest) -> str:
     return text[: option.start()] if option else text
 
 
-def _too_long(found: int, limit: int) -> ApiError:
-    return ApiError(
-        422,
-        "context_length_exceeded",
-        f"prompt and answer need {found} tokens, at most {limit} fit: "
-        "send fewer frames or less text, or ask for a lower retention or max_tokens",
-        "messages",
-    )
+def _check_fits(found: int, limit: int) -> None:
+    if found > limit:
+        raise ApiError(
+            422,
+            "context_length_exceeded",
+            f"prompt and answer need {found} tokens, at most {limit} fit: "
+            "send fewer frames or less text, or ask for a lower retention or max_tokens",
+            "messages",
+        )

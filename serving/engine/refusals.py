@@ -21,7 +21,7 @@ def refusals(*jobs: Job) -> Iterator[None]:
         yield
         return
     except ApiError as error:
-        refusal = error
+        refusal = error.with_traceback(None)  # whose frames hold the job, and with it a long video's file
     except UserError:  # scores that are not finite: the policy is broken, not the request
         logger.exception("the policy of model %r cannot select", jobs[0].request.model)
         refusal = ApiError(500, "policy_broken", "this model's policy gives no usable scores", "model")

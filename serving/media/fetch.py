@@ -6,7 +6,6 @@ connection goes to a checked address itself: a second answer of a hostile name s
 
 import base64
 import binascii
-import errno
 import hashlib
 import os
 import socket
@@ -20,7 +19,7 @@ import urllib3
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 
 from serving.config import MediaConfig
-from serving.errors import bad_video, no_space
+from serving.errors import bad_video, room_on_disk
 from serving.media.addresses import AddressPolicy
 from serving.media.urls import HttpsTarget, file_path, https_target, too_large
 
@@ -165,18 +164,13 @@ def _download(response: urllib3.BaseHTTPResponse, target: Path, max_bytes: int) 
 def _save(blocks: Iterable[bytes] | Iterator[bytes], target: Path, max_bytes: int) -> str:
     digest = hashlib.blake2b(digest_size=20)
     size = 0
-    try:
-        with target.open("wb") as file:
-            for block in blocks:
-                size += len(block)
-                if size > max_bytes:
-                    raise too_large(max_bytes)
-                digest.update(block)
-                file.write(block)
-    except OSError as error:
-        if error.errno in (errno.EFBIG, errno.ENOSPC):
-            raise no_space() from None
-        raise
+    with room_on_disk(), target.open("wb") as file:
+        for block in blocks:
+            size += len(block)
+            if size > max_bytes:
+                raise too_large(max_bytes)
+            digest.update(block)
+            file.write(block)
     if not size:
         raise bad_video("empty_video", "the video is empty")
     return digest.hexdigest()

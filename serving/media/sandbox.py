@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.config import MediaConfig
-from serving.errors import ApiError, bad_video, no_space, overloaded
+from serving.errors import ApiError, bad_video, overloaded, room_on_disk
 from serving.media.job import HEAD, DecodingJob
 from serving.media.records import Clip, VideoInput
 
@@ -89,8 +89,9 @@ class Sandbox:
         """
         if self._held >= self._config.concurrent_jobs + self._config.waiting_jobs:
             raise overloaded("too many videos are being read", self._retry_after_s)
+        with room_on_disk():
+            folder = tempfile.mkdtemp(prefix="cacovid-media-")
         self._held += 1
-        folder = tempfile.mkdtemp(prefix="cacovid-media-")
         try:
             async with self._running:
                 return await self._run(DecodingJob(video, folder, self._default_frames))
@@ -135,7 +136,7 @@ class Sandbox:
         except TimeoutError:
             limit = self._config.job_timeout_s
             raise bad_video("video_timeout", f"the video could not be read within {limit:.0f} s") from None
-        except (EOFError, OSError):
+        except (EOFError, ConnectionError):
             logger.warning("a decoding process died (pidfd %d); its video was refused", process.handle)
             raise bad_video("unreadable_video", "the video broke its decoder or needs too much of it") from None
         finally:
@@ -279,13 +280,10 @@ def _room(told: Sequence[Any], config: MediaConfig) -> tuple[NDArray[np.uint8], 
         raise EOFError
     if config.chunk_frames is None or shape[0] <= config.chunk_frames:
         return np.empty(shape, dtype=np.uint8), None
-    try:
-        with tempfile.TemporaryFile(prefix="cacovid-frames-") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
-            # As a plain array: one that knows of its file is pickled in one piece, with a copy.
-            return np.asarray(np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)), config.chunk_frames
-    except OSError as error:
-        raise no_space() from error
+    with room_on_disk(), tempfile.TemporaryFile(prefix="cacovid-frames-") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+        # As a plain array: one that knows of its file is pickled in one piece, with a copy.
+        return np.asarray(np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)), config.chunk_frames
 
 
 async def _exactly(link: socket.socket, count: int) -> bytes:

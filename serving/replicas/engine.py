@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import Metric
 from ray import serve
 
-from cacovid.errors import UserError
 from serving.answerers import answerer_for
 from serving.config import ServiceConfig
 from serving.engine.records import EngineRequest, Event, Failed, ModelCard, Outcome
@@ -39,8 +38,6 @@ class EngineReplica:
         if config.engine.gpus == 0:
             torch.set_num_threads(config.engine.threads)
         video_llm = load_video_llm(config.model)
-        if config.media.chunk_frames is not None and not video_llm.takes_chunks:
-            raise UserError(f"models of type {video_llm.kind} read a video as a whole: leave media.chunk_frames out")
         self._engine = Engine(video_llm, config.engine, config.base_id, answerer_for(video_llm, config.engine, _end))
         self._batcher = Batcher(self._engine, config.engine)
         self._media = MediaReplica(config) if config.media.place == "engine" else None

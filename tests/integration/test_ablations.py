@@ -29,7 +29,7 @@ def test_what_is_known_is_neither_trained_nor_measured_again(
     variants, out = tmp_path / "variants.toml", tmp_path / "out"
     variants.write_text(VARIANTS)
     (run,) = runs_of(read_variants(variants))
-    work = Work(root=out / "answers-4", run=run, seed=0, answers=4, every=4, clips=1)
+    work = Work(out=out, run=run, seed=0, answers=4, every=4, clips=1)
     assert work.missing() == list(run.variants)
     assert train_and_measure(work)
     assert work.missing() == []

@@ -1,37 +1,63 @@
 """The ablations' variants, their steps, their processes and their table; tests/integration trains one."""
 
+import inspect
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from benchmarks.ablations.__main__ import main
-from benchmarks.ablations.side_by_side import Ended, Job, run_side_by_side
+from benchmarks.ablations.side_by_side import ENDING, Ended, Job, ended_like_ctrl_c, run_side_by_side
 from benchmarks.ablations.summary import Summary, table
 from benchmarks.ablations.variants import VARIANTS, Variant, chosen, read_variants, runs_of
 from benchmarks.ablations.work import Figures, Work
 from benchmarks.table import markdown
-from cacovid.config import EvaluationConfig
+from cacovid.config import EvaluationConfig, TrainConfig
 from cacovid.errors import UserError
 
 SHIPPED = read_variants(VARIANTS)
 TWO = '[[variant]]\nname = "a"\ngroup = "g"\n[[variant]]\nname = "{}"\ngroup = "g"\nlike = "{}"\n'
+ONE = '[[variant]]\nname = "a"\ngroup = "g"\n'
 
 
-def work(variant: Variant, root: Path = Path("root"), **changes: object) -> Work:
-    given = {"root": root, "run": runs_of([variant])[0], "seed": 1, "answers": 12_288, "every": 1_024, "clips": 50}
+def work(variant: Variant, out: Path = Path("out"), **changes: object) -> Work:
+    given = {"out": out, "run": runs_of([variant])[0], "seed": 1, "answers": 6_144, "every": 1_024, "clips": 50}
     return Work(**{**given, **changes})
 
 
 @pytest.mark.parametrize("variant", SHIPPED, ids=lambda each: each.name)
 def test_every_variant_is_a_run_of_the_same_number_of_answers(variant: Variant) -> None:
     config = work(variant).config(variant.measured())
-    assert config.run.steps * config.combinations_per_step() == pytest.approx(12_288, rel=0.03)
+    assert config.run.steps * config.combinations_per_step() == pytest.approx(6_144, rel=0.03)
     assert config.evaluation.every * config.combinations_per_step() == pytest.approx(1_024, rel=0.3)
     assert config.run.steps * config.run.items_per_step <= 2 * config.data.train_clips, "no question comes twice"
     assert config.run.seed == 1
     assert config.actors.places == config.learners.count == 0
+
+
+def test_a_run_has_as_many_answers_as_the_default_s_unless_told_otherwise() -> None:
+    default = TrainConfig()
+    answers = inspect.signature(main).parameters["answers"].default
+    assert answers == default.run.steps * default.combinations_per_step()
+
+
+def test_every_choice_of_the_method_has_a_group() -> None:
+    assert {each.group for each in SHIPPED} >= {
+        *("objective", "network", "KL to uniform", "ratio", "exploration", "OCSS", "modes", "reward"),
+        *("inner iterations", "replay", "tokens a frame", "learning rate", "selection", "positions"),
+    }
+
+
+def test_the_ratio_to_the_drawing_policy_gets_as_many_updates_and_questions_as_the_newest_one_s() -> None:
+    by_name = {each.name: each for each in SHIPPED}
+    ratios = [by_name[name] for name in ("clipped-current", "clipped-drawing", "clipped-drawing-5")]
+    configs = [work(each).config(each.trained()) for each in ratios]
+    assert [each.total_updates() for each in configs] == [96, 96, 95]
+    assert [each.run.steps * each.run.items_per_step for each in configs] == [192, 192, 152]
 
 
 def test_the_base_is_the_default_and_what_is_measured_otherwise_shares_its_runs() -> None:
@@ -53,6 +79,13 @@ def test_steps_and_evaluations_follow_from_the_answers() -> None:
     assert work(variant, answers=1, every=1).config(variant.trained()).run.steps == 1
 
 
+@pytest.mark.parametrize("size", [{"answers": 330}, {"every": 512}, {"clips": 10}])
+def test_runs_of_another_size_lie_in_another_folder(size: dict[str, int]) -> None:
+    base = SHIPPED[0]
+    assert work(base, **size).root != work(base).root
+    assert work(base, **size).root.parent == work(base).root.parent
+
+
 def test_a_variant_begins_with_the_one_that_it_is_like(tmp_path: Path) -> None:
     clipped, mixed = (next(each for each in SHIPPED if each.name == name) for name in ("clipped", "clipped-mixed"))
     assert mixed.set == (*clipped.set, "sampling.modes=mixed")
@@ -61,12 +94,34 @@ def test_a_variant_begins_with_the_one_that_it_is_like(tmp_path: Path) -> None:
         (TWO.format("b", "c"), "b is like 'c', which is no variant above it"),
         ("[[variant]]\nname = 'B b'\ngroup = ''", "variant.0.name: String should match pattern"),
         ("[[variant", "is not valid TOML"),
+        ("variant = []", "variant: Tuple should have at least 1 item"),
     ):
         (tmp_path / "variants.toml").write_text(text)
         with pytest.raises(UserError, match=message):
             read_variants(tmp_path / "variants.toml")
     with pytest.raises(UserError, match="cannot read the variants"):
         read_variants(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (ONE + 'config = "embedded-2"', "a: config='embedded-2' trains on 'embedded-2', but .* of 'embedded' alone"),
+        (ONE + 'config = "smolvlm2-2.2b"', "trains on 'data/train.parquet', but .* with data.train='embedded'"),
+        (ONE + 'config = "nope"', "a: cannot read the config .*nope.toml"),
+        (ONE + 'set = ["evaluation.retentions=[0.1]"]', r"a: 'evaluation.retentions=\[0.1\]' would measure it unlike"),
+        (ONE + 'measure = [" evaluation.clips=9"]', "leave it out; --every and --clips hold for all runs"),
+        (ONE + 'measure = ["selection.rule=x"]', "a: selection.rule: Input should be 'global'"),
+        (TWO.format("b", "a") + 'config = "paper"', "b is like 'a', whose config is 'embedded', .* one of the two"),
+        (TWO.format("b", "a") + 'set = ["evaluation.every=1"]', "b: 'evaluation.every=1' would measure"),
+    ],
+)
+def test_a_variant_that_is_no_run_of_these_ablations_is_refused_before_any(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "variants.toml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_variants(tmp_path / "variants.toml")
 
 
 def test_only_some_variants_keep_the_order_of_the_table() -> None:
@@ -142,23 +197,45 @@ print("saved", flush=True)
 """
 
 
-def test_an_interruption_lets_jobs_save_and_begins_no_other(tmp_path: Path) -> None:
+@pytest.fixture
+def default_handlers() -> Iterator[None]:
+    """Whatever the tests themselves were started under, nohup for one."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in ENDING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("default_handlers")
+@pytest.mark.parametrize("number", ENDING)
+def test_an_interruption_lets_jobs_save_and_begins_no_other(tmp_path: Path, number: signal.Signals) -> None:
     log = tmp_path / "logs" / "saves.log"
 
     def interrupt(ended: Ended) -> None:
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
 
     waits = f"import pathlib, time\nwhile 'ready' not in pathlib.Path({str(log)!r}).read_text(): time.sleep(0.01)"
     jobs = [python("saves", SAVES, tmp_path), python("waits", waits, tmp_path), python("never", "", tmp_path)]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), ended_like_ctrl_c():
         run_side_by_side(jobs, 2, interrupt, lambda jobs: None)
     assert log.read_text() == "ready\nsaved\n"
     assert not (tmp_path / "logs" / "never.log").exists()
 
 
+@pytest.mark.usefixtures("default_handlers")
+def test_a_closed_terminal_s_second_signal_ends_nothing_and_handlers_come_back() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with ended_like_ctrl_c():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert [signal.getsignal(number) for number in ENDING] == [signal.SIG_IGN, signal.SIG_DFL]
+
+
 @pytest.mark.slow
 def test_a_run_that_fails_is_told_with_its_reason(tmp_path: Path) -> None:
-    root = tmp_path / "out" / "answers-4"
+    root = work(SHIPPED[0], tmp_path / "out", answers=4).root
     root.mkdir(parents=True)
     (root / "clips").touch()  # in the way of the clips' folder
     command = [sys.executable, "-m", "benchmarks.ablations", "--out", str(tmp_path / "out"), "--answers", "4"]

@@ -1,8 +1,12 @@
 """Requests into batches; leaving, faults and stalls."""
 
 import asyncio
+import gc
 import threading
+from dataclasses import replace
+from weakref import ref
 
+import pytest
 import torch
 
 from serving.config import EngineConfig
@@ -10,17 +14,27 @@ from serving.engine.batcher import Batcher
 from serving.engine.engine import Engine
 from serving.engine.records import (
     Answer,
+    CompressionWish,
     Decoding,
     Delta,
     Failed,
 )
+from serving.media.records import Clip
 from tests.support.serving_engine import (
     asks,
     clip_of,
+    engine_of,
     one,
     text_of,
 )
 from tests.support.waiting import PATIENCE_S, until
+
+FEW = CompressionWish(retention=0.03)
+
+
+def long_clip(seed: int) -> Clip:
+    """40 frames, read one by one."""
+    return replace(clip_of(seed, 40), chunk=1)
 
 
 def with_batcher(engine: Engine, work, **config):
@@ -140,3 +154,50 @@ def test_a_stalled_batch_is_a_fault(engine, monkeypatch):
         return fault
 
     assert with_batcher(engine, work, stall_s=0.1) == "no token has come for longer than engine.stall_s=0.1"
+
+
+@pytest.mark.parametrize("max_batch", [1, 2])
+def test_long_videos_that_wait_keep_no_short_one_waiting(max_batch):
+    """As many as are answered together come first: the short one is answered between the chunks of the first."""
+    ends = []
+
+    async def work(batcher: Batcher) -> list[Answer]:
+        async def answer(name: str, clip: Clip) -> Answer:
+            outcome = await batcher.answer(asks(compression=FEW), [clip])
+            ends.append(name)
+            return outcome
+
+        clips = {"long": long_clip(0), "other long": long_clip(1), "short": clip_of(2)}
+        return await asyncio.gather(*(answer(*each) for each in clips.items()))
+
+    answers = with_batcher(engine_of(feature_cache_bytes=0), work, max_batch=max_batch)
+    assert all(isinstance(each, Answer) for each in answers)
+    assert ends == ["short", "long", "other long"]
+
+
+def test_long_videos_take_half_of_a_replicas_places_at_most(engine):
+    async def work(batcher: Batcher):
+        both = await asyncio.gather(*(batcher.answer(asks(compression=FEW), [long_clip(seed)]) for seed in range(2)))
+        return [*both, await batcher.answer(asks(compression=FEW), [long_clip(0)])]
+
+    first, refused, later = with_batcher(engine, work, ongoing=2)
+    assert isinstance(first, Answer)
+    assert (refused.error.status, refused.error.code, refused.error.retry_after_s) == (503, "overloaded", 10)
+    assert isinstance(later, Answer), "its place is free again"
+
+
+@pytest.mark.parametrize("wish", [FEW, CompressionWish(method="text-cosine")], ids=["answered", "refused"])
+def test_an_idle_engine_holds_no_video(wish):
+    async def work(batcher: Batcher) -> None:
+        clip = long_clip(0)
+        frames = ref(clip.frames)
+        await batcher.answer(asks(compression=wish), [clip])
+        del clip
+        await until(lambda: frames() is None, 5)
+
+    gc.collect()
+    gc.disable()  # an idle process collects no garbage
+    try:
+        with_batcher(engine_of(feature_cache_bytes=0), work)
+    finally:
+        gc.enable()

@@ -1,12 +1,18 @@
 """Long videos through the service: frames come, are encoded and scored in chunks, with the same outcome as at once."""
 
+import errno
 import resource
+import sys
+import tempfile
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load
 
 import serving
@@ -14,16 +20,15 @@ from cacovid.config import PolicyConfig, TrainConfig
 from cacovid.data.video import read_frames
 from cacovid.embedded.clips import draw_clip
 from cacovid.embedded.video_writer import write_mp4
-from cacovid.errors import UserError
 from cacovid.policy.build import policy_for
-from serving.config import ServiceConfig
+from cluster.commands.main import main
 from serving.config_file import load_service_config
 from serving.engine.engine import Engine
 from serving.engine.prompts import Job
 from serving.engine.records import Compressed, CompressionWish, Decoding, Event, Finished
 from serving.errors import ApiError
 from serving.media.records import Clip, Sampling
-from serving.replicas.engine import EngineReplica
+from tests.support.ports import free_port
 from tests.support.serving_engine import (
     asks,
     clip_of,
@@ -99,6 +104,32 @@ def test_a_full_disk_is_told():
     assert (refusal.status, refusal.code) == (503, "no_space")
 
 
+@pytest.mark.parametrize("maker", ["mkdtemp", "TemporaryFile"])
+def test_a_quota_that_is_used_up_is_a_full_disk_and_a_broken_disk_is_none(monkeypatch, maker):
+    """Where no file can be made at all, trying again helps nobody, and the video is not at fault either."""
+
+    def outcome(number: int) -> ApiError:
+        def fails(**named):
+            raise OSError(number, "secret detail")
+
+        monkeypatch.setattr(tempfile, maker, fails)
+        (refusal,) = read_all([frames_url(*[jpeg()] * 8)], chunk_frames=2)
+        return refusal
+
+    assert outcome(errno.EDQUOT).code == "no_space"
+    with pytest.raises(OSError, match="secret detail"):
+        outcome(errno.EACCES)
+
+
+@pytest.mark.parametrize(("folder", "status", "code"), [("full", 503, "no_space"), ("gone", 500, "internal_error")])
+def test_rows_that_cannot_be_written_are_told_as_frames_are(engine, tmp_path, monkeypatch, folder, status, code):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "0").symlink_to("/dev/full")
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda: nullcontext(str(tmp_path / folder)))
+    refusal = failure(one(engine, asks(compression=FEW), long_clip())).error
+    assert (refusal.status, refusal.code) == (status, code)
+
+
 @pytest.mark.parametrize("chunk", [1, CHUNK, FRAMES - 1])
 def test_chunks_keep_the_same_tokens_and_lead_to_the_same_answer(engine, monkeypatch, chunk):
     llm, sizes = engine.video_llm, []
@@ -159,10 +190,15 @@ def test_policies_and_models_that_read_a_video_as_a_whole_are_named(tmp_path):
     assert (other.status, "models of type qwen2_5_vl read a video as a whole" in other.message) == (422, True)
 
 
-def test_an_engine_whose_model_cannot_read_chunks_does_not_start():
-    config = ServiceConfig.model_validate({"model": {"path": tiny_folder("qwen2_5_vl")}, "media": {"chunk_frames": 8}})
-    with pytest.raises(UserError, match=r"qwen2_5_vl read a video as a whole: leave media\.chunk_frames out"):
-        EngineReplica(config)
+def test_a_service_whose_model_cannot_read_chunks_does_not_start(tmp_path, monkeypatch, capsys):
+    config = tmp_path / "service.yaml"
+    config.write_text(f"model: {{path: {tiny_folder('qwen2_5_vl')}}}\nmedia: {{chunk_frames: 8}}\n")
+    monkeypatch.setattr("cluster.ray_cluster.connected", lambda *given, **named: pytest.fail("told before Ray starts"))
+    monkeypatch.setattr(sys, "argv", ["cacovid", "serve", "--config", str(config), "--port", str(free_port())])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = "error: media.chunk_frames=8, but models of type qwen2_5_vl read a video as a whole: leave it out\n"
+    assert (ended.value.code, capsys.readouterr().err) == (2, said)
 
 
 def test_the_shipped_configuration_takes_an_hour():
@@ -202,6 +238,54 @@ def test_a_long_video_that_nobody_waits_for_is_left(engine, monkeypatch):
     engine.run([job])
     assert len(watched) == 1
     assert failure([event for _, event in told]).error.status == 503
+
+
+def test_a_long_video_that_nobody_waits_for_leaves_before_its_turn(engine):
+    """While the one before it is being read: its file goes with it."""
+    (first, second), told = jobs_of(engine, long_clip(0), long_clip(1))
+    engine.run([first, second], lambda: second.cancel() or [])
+    (left,) = (event for place, event in told if place == 1)
+    assert failure([left]).error.status == 503
+    assert told.index((1, left)) == 0, "the other one is not answered yet"
+    assert isinstance(told[-1][1], Finished)
+
+
+@pytest.mark.parametrize(
+    ("limits", "needed"), [({"max_prompt_tokens": 300}, 40 * 9), ({}, 40 * 9 // 2)], ids=["prompt", "positions"]
+)
+def test_a_long_video_that_cannot_fit_is_refused_after_its_first_chunk(monkeypatch, limits, needed):
+    engine = engine_of(feature_cache_bytes=0, **limits)
+    monkeypatch.setattr(engine._builder, "_max_position", 150)
+    watch, watched = engine.video_llm.watch, []
+    monkeypatch.setattr(
+        tiny_llm("llava_onevision"), "watch", lambda frames, fps: watched.append(1) or watch(frames, fps=fps)
+    )
+    refusal = failure(one(engine, asks(compression=CompressionWish(retention=0.5)), long_clip())).error
+    assert (refusal.status, refusal.code, len(watched)) == (422, "context_length_exceeded", 1)
+    assert f"need {needed} tokens" in refusal.message
+
+
+def test_what_others_took_between_the_chunks_is_no_time_of_encoding(engine):
+    (job,), told = jobs_of(engine, long_clip())
+    started = time.perf_counter()
+    engine.run([job], lambda: time.sleep(0.1) or [])
+    whole = time.perf_counter() - started
+    (encode,) = (event.report.timings.encode for _, event in told if isinstance(event, Finished))
+    assert job.others_s > 0.6, "after each of six chunks"
+    assert 0 < encode < whole - job.others_s
+
+
+def test_a_run_that_fails_leaves_no_long_video_behind(engine, monkeypatch):
+    def lost(*given, **named):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access", 700)
+
+    jobs, _ = jobs_of(engine, long_clip(0), long_clip(1))
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.video_llm, "watch", lost)
+        with pytest.raises(torch.AcceleratorError):
+            engine.run(jobs)
+    assert isinstance(one(engine, asks())[-1], Finished)
+    assert jobs[1].started == 0.0
 
 
 def test_a_known_long_video_is_not_watched_again(monkeypatch):

@@ -199,3 +199,8 @@ def test_files_outside_the_root_read_like_absent_ones(root, tmp_path):
 def test_a_large_local_file_is_refused(root, tmp_path):
     with pytest.raises(ApiError, match="larger than"):
         copy_local(f"file://{root}/clip.mp4", tmp_path / "copy", MediaConfig(file_root=str(root), max_bytes=3))
+
+
+def test_a_disk_that_fills_up_is_told(root):
+    with pytest.raises(ApiError, match="503 no_space"):
+        copy_local(f"file://{root}/clip.mp4", Path("/dev/full"), MediaConfig(file_root=str(root)))

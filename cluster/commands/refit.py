@@ -1,0 +1,46 @@
+"""``cacovid refit``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cacovid.errors import UserError
+from cluster.commands.progress import Progress
+from cluster.commands.shared import Overrides
+
+
+def refit(
+    run: Annotated[Path, typer.Argument(help="folder of a run")],
+    updates: Annotated[int, typer.Option(min=1, help="optimiser steps")] = 400,
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None,
+        typer.Option(envvar="RAY_ADDRESS", help="Ray cluster, e.g. auto or host:6379; starts one here if not given"),
+    ] = None,
+) -> None:
+    """Train a fresh policy on all answers that a run has kept, without asking for any; it goes to RUN/refit.
+
+    --set changes where it runs (actors, learners, ZeRO stage), not what is learned.
+    """
+    from cacovid.config_files import parse_override, with_overrides
+    from cluster.training.refit import refit as train_anew
+    from cluster.training.run_directory import RunDirectory
+    from cluster.training.same_run import may_change
+
+    given = dict(map(parse_override, overrides or []))
+    other = [name for name in given if not may_change(name)]
+    if other:
+        raise UserError(f"--set {other[0]}: a refit learns as its run did; only where it runs may change")
+    directory, config = RunDirectory.resume(run)
+    try:
+        with Progress() as progress:
+            progress.wait("starting rollout actors and learners")
+
+            def show(done: int, loss: float) -> None:
+                progress.show("update", done, updates, f"loss {loss:.3f}")
+
+            policy = train_anew(directory, with_overrides(config, given), updates, show, address=address)
+    finally:
+        directory.release()
+    typer.echo(f"policy      {policy}")
