@@ -111,11 +111,13 @@ results: setup
 		name=$${policy%%=*}; every=$${policy##*=}; config=$${policy#*=}; config=$${config%=*}; \
 		$(BIN)/cacovid train --config configs/$$config.toml --set run.seed=$$seed --set evaluation.every=$$every --out $(RESULTS)/$$name-$$seed; \
 	done; done
+	set -e; for seed in $(SEEDS); do test -e $(RESULTS)/world-2-$$seed/refit || $(BIN)/cacovid refit $(RESULTS)/world-2-$$seed; done
 	$(BIN)/cacovid evaluate --out $(RESULTS)/table --retention $(RATIOS) --controls swapped \
 		$(call policies_of,late-evidence) $(call policies_of,paper-clipped)
 	$(BIN)/cacovid evaluate --out $(RESULTS)/table-frame-budgets $(call policies_of,paper-clipped) --methods policy,divprune,text-cosine,vidcom2,uniform,random --rule frame-budgets --data $(HELD_OUT)
 	test -e $(SCENES) || $(BIN)/cacovid embedded clips --world 2 --split held-out --first 50 --count 50 --out $(SCENES)
-	$(BIN)/cacovid evaluate --out $(RESULTS)/table-world-2 $(WORLD_2) $(call policies_of,world-2)
+	$(BIN)/cacovid evaluate --out $(RESULTS)/table-world-2 $(WORLD_2) $(call policies_of,world-2) \
+		$(foreach seed,$(SEEDS),--policy world-2-$(seed)-refit=$(RESULTS)/world-2-$(seed)/refit)
 	$(BIN)/python -m benchmarks.travel $(RESULTS)/late-evidence-0 --split held-out --clips 20 --frames 8,16,32,64
 	$(BIN)/cacovid report $(foreach seed,$(SEEDS),$(RESULTS)/late-evidence-$(seed) $(RESULTS)/paper-clipped-$(seed) $(RESULTS)/world-2-$(seed)) \
 		$(RESULTS)/table $(RESULTS)/table-frame-budgets $(RESULTS)/table-world-2 --out $(RESULTS)/report.html --overwrite
