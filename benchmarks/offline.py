@@ -54,9 +54,7 @@ def main(
     cache = (runs[0] if runs else out).absolute() / "cache"
     cfg = with_overrides(load_config(config, overrides or []), {"data.cache_dir": str(cache)})
     if cfg.objective.by_drawing_policy():
-        raise UserError(
-            f"objective.ratio={cfg.objective.ratio!r}: stored answers know no such policy, use 'current'"
-        )
+        raise UserError(f"objective.ratio={cfg.objective.ratio!r}: stored answers know no such policy, use 'current'")
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     skipped = SkippedItems(out / "skipped.jsonl", cfg.data.max_skipped)

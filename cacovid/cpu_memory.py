@@ -23,7 +23,7 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
         return False
-    # The size of blocks first: either call ends glibc's own adapting of it, and a refused one would leave it at 128 KiB.
+    # The size of blocks first: either call ends glibc's adapting of it, and a refused one would leave it at 128 KiB.
     return any(mallopt(_MMAP_THRESHOLD, size) for size in (KEPT_BYTES, _OLD_KEPT_BYTES)) and bool(
         mallopt(_TRIM_THRESHOLD, KEPT_BYTES)
     )
