@@ -28,8 +28,8 @@ from cacovid.errors import UserError
 from cacovid.methods.registry import POLICY
 from cacovid.policy.base import CompressionPolicy
 from cacovid.policy.build import policy_for
-from cacovid.records import Rollout, RolloutInput, RolloutRecord, VideoQuestion
-from cacovid.rollout import RolloutRequest, roll_out
+from cacovid.records import Rollout, RolloutRecord, VideoQuestion
+from cacovid.rollout import RolloutRequest, look_again, roll_out
 from cacovid.seeding import generator
 from cluster.commands.progress import Progress
 from cluster.commands.shared import ConfigFile, Overrides, run_plainly
@@ -116,12 +116,12 @@ def answered(
 def with_inputs(
     rollouts: Sequence[Rollout], items: Sequence[VideoQuestion], reader: ItemReader
 ) -> Iterator[RolloutRecord]:
-    """Records as a learner takes them; no objective here asks for the logits of the drawing policy."""
+    """Records as a learner takes them, without the logits of the policy that drew."""
     wanted = {rollout.item_id for rollout in rollouts}
     # In the items' order: questions about one clip stand side by side and share its features.
-    seen = {item.id: reader.encode(item).policy_input().cpu() for item in items if item.id in wanted}
+    seen = {item.id: look_again(reader.encode(item), None) for item in items if item.id in wanted}
     for rollout in rollouts:
-        yield RolloutRecord.of(rollout, RolloutInput(seen[rollout.item_id], torch.empty(0, 2), torch.empty(0, 2)))
+        yield RolloutRecord.of(rollout, seen[rollout.item_id])
 
 
 def trained(

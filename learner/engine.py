@@ -14,7 +14,7 @@ from torch import Tensor
 from cacovid.config import LearnersConfig, ObjectiveConfig, OptimizerConfig
 from cacovid.errors import UserError
 from cacovid.objective.loss import LossOutput, MetricSums, batch_loss
-from cacovid.objective.schedule import learning_rate_multiplier
+from cacovid.objective.rates import rate_groups, set_rates
 from cacovid.policy.base import CompressionPolicy, PolicyOutput
 from cacovid.policy.batch import collate, group_by_grid
 from cacovid.records import RolloutRecord
@@ -52,21 +52,13 @@ class PolicyEngine:
         self.policy = policy.to(placement.device)
         self.engine, self.optimizer, *_ = self._deepspeed.initialize(
             model=self.policy,
-            model_parameters=self._parameter_groups(),
+            model_parameters=rate_groups(self.policy, optimizer),
             config=self._deepspeed_config(),
             dist_init_required=False,
         )
         self.state = LearnerState(
             self.policy, self.engine.optimizer, learners.zero_stage, placement.rank, placement.world_size
         )
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        heads, pretrained = self.policy.parameter_groups()
-        groups = [{"params": heads, "lr": self.optimizer_config.lr, "scale": 1.0}]
-        if pretrained:
-            scale = self.optimizer_config.backbone_scale
-            groups.append({"params": pretrained, "lr": self.optimizer_config.lr * scale, "scale": scale})
-        return groups
 
     def _bf16(self) -> bool:
         if self.learners.bf16 == "auto":
@@ -117,7 +109,7 @@ class PolicyEngine:
     def _step(
         self, records: Sequence[RolloutRecord], iterations: int, update_index: int, global_count: int, spare: bool
     ) -> dict[str, float]:
-        lr = self._set_rates(update_index)
+        lr = set_rates(self.engine.optimizer, self.optimizer_config, update_index, self.total_updates)
         micro_batches = list(self._micro_batches(records))
         steps = self._most_micro_batches(len(micro_batches))
         # DeepSpeed averages gradients over learners; times the world size, the sum over records is left.
@@ -158,13 +150,6 @@ class PolicyEngine:
         count = torch.tensor([own], device=self.placement.device)
         dist.all_reduce(count, op=dist.ReduceOp.MAX)
         return int(count.item())
-
-    def _set_rates(self, update_index: int) -> float:
-        cfg = self.optimizer_config
-        rate = cfg.lr * learning_rate_multiplier(cfg.schedule, update_index, self.total_updates, cfg.warmup_steps)
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
-        return rate
 
     def _plain_norm(self) -> float:
         """Gradient norm before clipping where DeepSpeed keeps none (stage 0 in float32); 0 elsewhere."""

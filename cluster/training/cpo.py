@@ -176,6 +176,13 @@ class CPO(Algorithm):  # type: ignore[misc]
     env_runner_group: EnvRunnerGroup | None
 
     @classmethod
+    def of_run(cls, config: TrainConfig, folder: Path) -> "CPO":
+        """The algorithm of ``config``, whose run lies in ``folder``."""
+        built = CPOConfig.from_train_config(config).training(run_dir=str(folder.absolute()))
+        algorithm: CPO = built.build_algo()
+        return algorithm
+
+    @classmethod
     def get_default_config(cls) -> CPOConfig:
         """The embedded default."""
         return CPOConfig()
@@ -289,7 +296,7 @@ class CPO(Algorithm):  # type: ignore[misc]
     def refit(self, updates: int, report: Callable[[int, float], None]) -> CompressionPolicy:
         """The initial policy after ``updates`` optimiser steps on the replay buffer; no combination is answered.
 
-        What a policy learns from its first few questions stays with it; a fresh one meets all of them at once.
+        What a policy learns from its first few questions seems to stay with it; a fresh one meets all at once.
 
         Args:
             report: Called with the number of finished updates and the loss.

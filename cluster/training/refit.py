@@ -9,7 +9,7 @@ from pathlib import Path
 from cacovid.config import TrainConfig
 from cacovid.errors import UserError
 from cluster.ray_cluster import check_resources, connected
-from cluster.training.cpo import CPO, CPOConfig
+from cluster.training.cpo import CPO
 from cluster.training.run_directory import RunDirectory
 
 
@@ -36,8 +36,7 @@ def refit(
         raise UserError(f"{run.folder} has no checkpoint yet: train it first")
     with connected(address):
         check_resources(config, elastic=address not in (None, "local"))
-        built = CPOConfig.from_train_config(config).training(run_dir=str(run.folder.absolute()))
-        algorithm: CPO = built.build_algo()
+        algorithm = CPO.of_run(config, run.folder)
         try:
             algorithm.restore_from_path(checkpoint)
             policy = algorithm.refit(updates, report)

@@ -29,7 +29,7 @@ from cacovid.errors import UserError
 from cluster.ray_cluster import check_resources, connected, place_for_dashboard
 from cluster.training.attempt_log import AttemptLog
 from cluster.training.best_checkpoint import POLICY, PREFIX, BestCheckpoint
-from cluster.training.cpo import CPO, STATE, CPOConfig
+from cluster.training.cpo import CPO, STATE
 from cluster.training.gauges import Gauges
 from cluster.training.interrupt import Interrupt
 from cluster.training.price import Price
@@ -89,7 +89,7 @@ def train(
         algorithm = None
         try:
             check_resources(config, elastic=joined)
-            algorithm = _build(config, run)
+            algorithm = CPO.of_run(config, run.folder)
             algorithm.pool.watch(partial(_tell, algorithm.pool, status, run, tell))
             checkpoint = run.newest_checkpoint()
             if checkpoint is not None:
@@ -135,12 +135,6 @@ def _tell(
         status.actors(pool.state())
     if tell is not None:
         tell(actors)
-
-
-def _build(config: TrainConfig, run: RunDirectory) -> CPO:
-    built = CPOConfig.from_train_config(config).training(run_dir=str(run.folder.absolute()))
-    algorithm: CPO = built.build_algo()
-    return algorithm
 
 
 @dataclass

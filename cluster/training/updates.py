@@ -60,8 +60,7 @@ class Updates:
         """
         config, whole_run = self.config, self.config.total_updates()
         for update in range(updates):
-            draw = generator(config.run.seed, "refit", update)
-            records = self.replay.draw(config.objective.replay_batch, draw)
+            records = self._draw("refit", update)
             self._complete(records)
             # Learners lay the schedule over a whole run: it is passed through in larger or smaller strides.
             place = update * whole_run // updates
@@ -132,10 +131,10 @@ class Updates:
             return [([held for _, held in fresh], memory) for _ in updates]
         for rollout, held in fresh:
             self._keep(rollout, held)
-        return [(self._draw(step, update), memory) for update in updates]
+        return [(self._draw("replay", step, update), memory) for update in updates]
 
-    def _draw(self, step: int, update: int) -> list[HeldRecord]:
-        draw = generator(self.config.run.seed, "replay", step, update)
+    def _draw(self, *key: int | str) -> list[HeldRecord]:
+        draw = generator(self.config.run.seed, *key)
         return self.replay.draw(self.config.objective.replay_batch, draw)
 
     def _keep(self, rollout: Rollout, held: HeldRecord) -> None:
