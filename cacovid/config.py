@@ -80,6 +80,11 @@ class PolicyConfig(Section):
         description="paper: every token sees the whole prompt (its text), or what precedes it alone (its code in "
         "practice), which hides a question that follows the video",
     )
+    frame_scores: Literal["head", "tokens"] = Field(
+        "head",
+        description="paper: frames are scored by a head of their own, which learns from frame samples alone "
+        "(sampling.modes='mixed'), or by their best tokens, as by 'late'",
+    )
     question_aware: bool = Field(True, description="False hides the text from 'late' (ablation)")
     heads: Positive = Field(4, description="late: similarity heads")
     width: Positive = Field(64, description="late: width of a similarity head")
@@ -395,6 +400,12 @@ class TrainConfig(Section):
             raise ValueError(
                 f"actors.parts_per_item={parts}, but an adaptive rate follows the rewards of all an item's "
                 "combinations: set parts_per_item=1 or sampling.tokens_per_frame"
+            )
+        by_untrained = self.policy.kind == "paper" and self.policy.frame_scores == "head" and sampling.modes == "token"
+        if self.selection.rule == "frame-budgets" and by_untrained:
+            raise ValueError(
+                "selection.rule='frame-budgets' goes by the paper's frame head, which sampling.modes='token' does not "
+                "train: set sampling.modes='mixed' or policy.frame_scores='tokens'"
             )
         if sampling.rate_min > sampling.rate_max:
             raise ValueError(f"sampling.rate_min={sampling.rate_min} exceeds rate_max={sampling.rate_max}: swap them")

@@ -40,6 +40,14 @@ class PolicyOutput(NamedTuple):
         return self.frame_logits[..., 1] - self.frame_logits[..., 0]
 
 
+def pool_frames(token_logits: Tensor, frames: int) -> Tensor:
+    """(B, T, 2) token logits of each frame averaged with softmax(score) as weights."""
+    logits = token_logits.unflatten(1, (frames, -1))  # (B, T, S, 2)
+    weights = torch.softmax(logits[..., 1] - logits[..., 0], dim=-1)
+    pooled: Tensor = (weights[..., None] * logits).sum(dim=2)
+    return pooled
+
+
 class CompressionPolicy(nn.Module, ABC):
     """Scores the video tokens of a prompt; ``score = keep - drop``.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cacovid.config import PolicyConfig
-from cacovid.policy.base import CompressionPolicy, PolicyOutput
+from cacovid.policy.base import CompressionPolicy, PolicyOutput, pool_frames
 from cacovid.policy.batch import PolicyBatch, collate, frames_of
 from cacovid.policy.decoder_layer import FirstLayer
 from cacovid.records import PolicyInput
@@ -148,14 +148,6 @@ def standardised(similarities: Tensor) -> Tensor:
     centred = similarities - similarities.mean(dim=1, keepdim=True)
     variance = centred.square().mean(dim=1, keepdim=True)
     return centred * torch.rsqrt(variance + VARIANCE_FLOOR)
-
-
-def pool_frames(token_logits: Tensor, frames: int) -> Tensor:
-    """(B, T, 2) token logits of each frame averaged with softmax(score) as weights."""
-    logits = token_logits.unflatten(1, (frames, -1))  # (B, T, S, 2)
-    weights = torch.softmax(logits[..., 1] - logits[..., 0], dim=-1)
-    pooled: Tensor = (weights[..., None] * logits).sum(dim=2)
-    return pooled
 
 
 def _linear(module: nn.Module, x: Tensor) -> Tensor:

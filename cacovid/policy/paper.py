@@ -1,7 +1,8 @@
 """Policy 'paper': one decoder layer from the frozen LLM, then an MLP for tokens and one for frames.
 
 Source: Ma et al., AAAI 2026 (arXiv 2602.01649), policy network. Their third head ("mode selection")
-enters no loss and is left out.
+enters no loss and is left out. So is the frame head with ``config.frame_scores = 'tokens'``: it learns from frame
+samples alone.
 
 Shape legend: B batch, N video tokens, T frames, L prompt columns, D width.
 """
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from cacovid.config import PolicyConfig
 from cacovid.errors import UserError
-from cacovid.policy.base import CompressionPolicy, PolicyOutput
+from cacovid.policy.base import CompressionPolicy, PolicyOutput, pool_frames
 from cacovid.policy.batch import PolicyBatch
 from cacovid.policy.decoder_layer import FirstLayer
 
@@ -39,7 +40,7 @@ class PaperPolicy(CompressionPolicy):
         layer.causal = config.attention == "causal"
         self.norm = nn.RMSNorm(hidden_size, eps=1e-6)
         self.token_head = _head(hidden_size)
-        self.frame_head = _head(hidden_size)
+        self.frame_head = _head(hidden_size) if config.frame_scores == "head" else None
 
     def forward(self, batch: PolicyBatch) -> PolicyOutput:
         """Logits of every token and frame; the layer runs in its parameters' type."""
@@ -47,16 +48,17 @@ class PaperPolicy(CompressionPolicy):
         hidden = self.layer(prompt, batch.position_ids, batch.prompt_mask)
         columns = batch.video_columns[..., None].expand(-1, -1, hidden.shape[-1])
         video: Tensor = hidden.gather(1, columns)  # (B, N, D)
+        token_logits = self.token_head(self.norm(video)).float()
+        if self.frame_head is None:
+            return PolicyOutput(token_logits, pool_frames(token_logits, batch.grid.frames))
         frames = video.unflatten(1, (batch.grid.frames, batch.grid.per_frame)).mean(dim=2)
-        return PolicyOutput(
-            self.token_head(self.norm(video)).float(),
-            self.frame_head(self.norm(frames)).float(),
-        )
+        return PolicyOutput(token_logits, self.frame_head(self.norm(frames)).float())
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Heads and norm learn at the full rate, the pretrained layer at a share of it."""
-        heads = [*self.norm.parameters(), *self.token_head.parameters(), *self.frame_head.parameters()]
-        return heads, list(self.layer.parameters())
+        layer = list(self.layer.parameters())
+        inside = set(layer)
+        return [parameter for parameter in self.parameters() if parameter not in inside], layer
 
 
 def _head(width: int) -> nn.Sequential:

@@ -23,7 +23,7 @@ def build(
     workers: Annotated[int, typer.Option(min=1, help="processes that draw clips")] = 2,
     world: World = 1,
 ) -> None:
-    """Train a world's tiny Video-LLM (world 1: 25 minutes, world 2: about an hour) and print its held-out accuracy."""
+    """Train a world's tiny Video-LLM (world 1: 25 minutes, world 2: 50) and print its held-out accuracy."""
     import torch
 
     from cacovid.cpu_memory import keep_freed_memory

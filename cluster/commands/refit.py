@@ -7,13 +7,14 @@ import typer
 
 from cacovid.errors import UserError
 from cluster.commands.progress import Progress
-from cluster.commands.shared import Overrides
+from cluster.commands.shared import Overrides, Work, refuse_work
 
 
 def refit(
-    run: Annotated[Path, typer.Argument(help="folder of a run")],
+    run: Annotated[str, typer.Argument(help="folder of a run, or its store as s3://bucket/run")],
     updates: Annotated[int, typer.Option(min=1, help="optimiser steps")] = 400,
     overrides: Overrides = None,
+    work: Work = None,
     address: Annotated[
         str | None,
         typer.Option(envvar="RAY_ADDRESS", help="Ray cluster, e.g. auto or host:6379; starts one here if not given"),
@@ -27,12 +28,20 @@ def refit(
     from cluster.training.refit import refit as train_anew
     from cluster.training.run_directory import RunDirectory
     from cluster.training.same_run import may_change
+    from cluster.training.stores.address import StoreAddress
+    from cluster.training.stores.opening import open_to_read
 
     given = dict(map(parse_override, overrides or []))
     other = [name for name in given if not may_change(name)]
     if other:
         raise UserError(f"--set {other[0]}: a refit learns as its run did; only where it runs may change")
-    directory, config = RunDirectory.resume(run)
+    where, store = StoreAddress.parse(run), None
+    if where is None:
+        refuse_work(work, run)
+        directory, config = RunDirectory.resume(Path(run))
+    else:
+        store, config, directory = open_to_read(where, work)
+        typer.echo(f"working in {directory.folder}")
     try:
         with Progress() as progress:
             progress.wait("starting rollout actors and learners")
@@ -41,6 +50,8 @@ def refit(
                 progress.show("update", done, updates, f"loss {loss:.3f}")
 
             policy = train_anew(directory, with_overrides(config, given), updates, show, address=address)
+        if store is not None:
+            store.publish_folder(policy)
     finally:
         directory.release()
-    typer.echo(f"policy      {policy}")
+    typer.echo(f"policy      {policy if where is None else f'{where.folder}/{policy.name}'}")

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 FILE_WIDTH = 1000
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; the embedded default without one")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.field=value, repeatable")]
+Work = Annotated[
+    Path | None, typer.Option(help="with a store: folder here to work in; one of the user's cache if not given")
+]
 Model = Annotated[
     str | None, typer.Option("--model", help="'embedded', a folder or a hub id; without it the policy's model")
 ]
@@ -35,6 +38,12 @@ Address = Annotated[
         help="Ray cluster: http://host:8265 (its dashboard), host:6379 or auto; without it port 8265 of this machine",
     ),
 ]
+
+
+def refuse_work(work: Path | None, folder: str) -> None:
+    """Raises UserError where --work is given with a run that lies in a folder."""
+    if work is not None:
+        raise UserError(f"--work {work} goes with a store, but {folder} is a folder, which is worked in itself")
 
 
 def run_plainly(command: Callable[[], object]) -> None:

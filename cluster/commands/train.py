@@ -9,7 +9,7 @@ import typer
 
 from cacovid.errors import UserError
 from cluster.commands.progress import Progress
-from cluster.commands.shared import ConfigFile, Overrides
+from cluster.commands.shared import ConfigFile, Overrides, Work, refuse_work
 
 if TYPE_CHECKING:
     from cacovid.config import TrainConfig
@@ -29,9 +29,7 @@ def train(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="set the run in --out aside and start over")] = False,
     resume: Annotated[str | None, typer.Option(help="like --out, with the configuration of the run there")] = None,
-    work: Annotated[
-        Path | None, typer.Option(help="with a store: folder here to work in; one of the user's cache if not given")
-    ] = None,
+    work: Work = None,
     address: Annotated[
         str | None,
         typer.Option(envvar="RAY_ADDRESS", help="Ray cluster, e.g. auto or host:6379; starts one here if not given"),
@@ -59,9 +57,8 @@ def train(
     given = None if out is None else _load(config, overrides or [])
     if where is not None:
         opened = _open_stored(where, work, given, fresh)
-    elif work is not None:
-        raise UserError(f"--work {work} goes with a store, but {name} is a folder, which is worked in itself")
     else:
+        refuse_work(work, name)
         opened = _resume(Path(name)) if given is None else _open(Path(name), given, fresh)
     run, resolved = opened.run, opened.config
     if run is None or run.is_complete(resolved.run.steps):

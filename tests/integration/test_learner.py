@@ -68,6 +68,13 @@ def test_zero_stages_agree(zero_stage: int, policy_files: PolicyFiles, records: 
     assert max(float((published[name] - weights[name]).abs().max()) for name in weights) <= 1e-6
 
 
+def test_a_learner_on_cpus_keeps_freed_memory(policy_files: PolicyFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[bool] = []
+    monkeypatch.setattr("learner.deepspeed_learner.keep_freed_memory", lambda: kept.append(True))
+    start(policy_files, 0, 0).shutdown()
+    assert kept == [True]
+
+
 @pytest.mark.parametrize("zero_stage", [0, 2])
 def test_bfloat16_weights_take_about_the_same_steps(
     zero_stage: int, policy_files: PolicyFiles, records: list[RolloutRecord]

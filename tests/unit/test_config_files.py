@@ -101,6 +101,14 @@ def test_wrong_override_names_value_and_place(override: str, message: str) -> No
         load_config(None, [override])
 
 
+def test_frame_budgets_do_not_go_by_a_head_that_nothing_trains() -> None:
+    by_frames = ["policy.kind=paper", "selection.rule=frame-budgets"]
+    with pytest.raises(UserError, match=r"set sampling\.modes='mixed' or policy\.frame_scores='tokens'"):
+        load_config(None, by_frames)
+    load_config(None, [*by_frames, "sampling.modes=mixed"])
+    load_config(None, [*by_frames, "policy.frame_scores=tokens"])
+
+
 def test_the_adaptive_rate_starts_within_its_range() -> None:
     assert load_config(None, ["sampling.rate=0.3"]).sampling.rate == 0.3  # not in use
     with pytest.raises(UserError, match=r"sampling\.rate=0\.3 lies outside .* 0\.01 to 0\.12"):

@@ -7,7 +7,7 @@ the run is kept only if no other attempt has begun since.
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from cacovid.errors import UserError
 from cluster.training.run_directory import LOCK, RunDirectory
 from cluster.training.same_run import check_same_run
 from cluster.training.stores.address import StoreAddress
+from cluster.training.stores.ownership import Attempt
 from cluster.training.stores.parcel import Parcel, drop_all
 from cluster.training.stores.run_store import RunStore
 
@@ -79,6 +80,36 @@ def open_stored(
     return StoredRun(store, resolved, run)
 
 
+def open_to_read(address: StoreAddress, work: Path | None) -> tuple[RunStore, TrainConfig, RunDirectory]:
+    """The run in the store as it stands, with its newest checkpoint: whoever trains it goes on doing so.
+
+    Args:
+        work: As of :func:`open_stored`.
+
+    Raises:
+        UserError: The store does not answer or says no, there is no run, or the working folder is in use.
+    """
+    store = RunStore.open(address, TrainConfig().run.store_timeout_s)
+    config = store.saved_config()
+    if config is None:
+        raise UserError(f"{address.shown} holds no run (no config.toml)")
+    store.files.timeout_s = config.run.store_timeout_s
+    run = _hold(work or default_folder(address), address)
+    try:
+        if not _is_newest(run, store.owner.attempts()):
+            _forget(run)
+        store.fetch(run, newer_than=_steps(run))
+    except BaseException:
+        run.release()
+        raise
+    return store, config, run
+
+
+def _is_newest(run: RunDirectory, attempts: Sequence[Attempt]) -> bool:
+    """Whether the working folder is that of the newest attempt."""
+    return bool(attempts) and _owner(run).get("attempt") == attempts[-1].name
+
+
 def _hold(folder: Path, address: StoreAddress) -> RunDirectory:
     """Lock the working folder. Raises UserError where something else lies there."""
     run = RunDirectory(folder)
@@ -104,7 +135,7 @@ def _take_over(
     store.owner.claim()
     if fresh:
         tell(f"the earlier {store.shown} is now {store.set_aside()}")
-    if fresh or not before or _owner(run).get("attempt") != before[-1].name:
+    if fresh or not _is_newest(run, before):
         _forget(run)
     run.clear_parts()
     passed_over = [] if fresh else store.fetch(run, newer_than=_steps(run))
@@ -147,7 +178,7 @@ def _own(run: RunDirectory, shown: str, attempt: str | None) -> None:
 
 def _forget(run: RunDirectory) -> None:
     """Remove all that is of the run itself: the caches stay."""
-    kept = (run.checkpoints, run.policy, run.best_policy, run.initial_policy)
+    kept = (run.checkpoints, run.policy, run.best_policy, run.initial_policy, run.refit)
     for folder in (*kept, run.tensorboard, run.logs, run.tracking):
         shutil.rmtree(folder, ignore_errors=True)
     for file in (run.metrics, run.skipped, run.curve, run.status):

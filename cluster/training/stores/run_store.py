@@ -2,6 +2,7 @@
 
     STORE/config.toml, metrics.jsonl, skipped.jsonl, curve.png, policy/, best_policy/, initial_policy/, tensorboard/,
           checkpoints/best.json                 newest copies, as in a run's folder, for people and for other commands
+    STORE/refit/                                the policy of `cacovid refit`
     STORE/attempts/NUMBER-ID.json               who writes it, see :mod:`cluster.training.stores.ownership`
     STORE/checkpoints/step-N/NUMBER-ID/         the checkpoint after N steps by that attempt:
           checkpoint/, run/                     its files; the run's rows so far
@@ -167,6 +168,11 @@ class RunStore:
         content = {"step": parcel.step, "attempt": stored.attempt.name, "files": manifest}
         self.files.write(f"{stored.folder}/{MARKER}", json.dumps(content, indent=1).encode())
         self._remove_old(keep, saved_step(parcel.best))
+
+    def publish_folder(self, folder: Path) -> None:
+        """Upload the files of ``folder``, a policy, under its name: no part of any checkpoint."""
+        for path in sorted(folder.iterdir()):
+            self.files.upload(path, f"{folder.name}/{path.name}")
 
     def set_aside(self) -> str:
         """Move the run to a name beside it that is free; its store as it is shown.

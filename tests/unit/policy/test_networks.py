@@ -6,11 +6,11 @@ import torch
 
 from cacovid.config import PolicyConfig
 from cacovid.errors import UserError
-from cacovid.policy.base import CompressionPolicy, PolicyOutput
+from cacovid.policy.base import CompressionPolicy, PolicyOutput, pool_frames
 from cacovid.policy.batch import collate
 from cacovid.policy.build import build_policy
 from cacovid.policy.decoder_layer import FirstLayer
-from cacovid.policy.late import LatePolicy, pool_frames, standardised
+from cacovid.policy.late import LatePolicy, standardised
 from cacovid.records import PolicyInput, TokenGrid
 from tests.support.made_layers import tiny_layer, tiny_text_model
 from tests.support.made_records import make_input
@@ -204,6 +204,20 @@ def test_paper_logits_are_two_heads_on_normed_tokens_and_frame_means():
     output = policy(batch)
     torch.testing.assert_close(output.token_logits[0], policy.token_head(normed(video)))
     torch.testing.assert_close(output.frame_logits[0], policy.frame_head(normed(means)))
+
+
+@torch.no_grad()
+def test_paper_policy_scores_frames_by_their_tokens_where_it_has_no_frame_samples(tmp_path):
+    config = PolicyConfig(kind="paper", frame_scores="tokens")
+    by_tokens = build_policy(config, 32, tiny_layer("qwen2"), seed=0).eval()
+    batch = collate([inputs_for("qwen2")])
+    output, by_head = by_tokens(batch), make_policy("qwen2")(batch)
+    torch.testing.assert_close(output.token_logits, by_head.token_logits, rtol=0, atol=0)
+    torch.testing.assert_close(output.frame_logits, pool_frames(output.token_logits, GRID.frames))
+    assert not any(name.startswith("frame_head") for name in by_tokens.state_dict())
+    by_tokens.save_pretrained(tmp_path)
+    again = CompressionPolicy.from_pretrained(tmp_path)(batch)
+    torch.testing.assert_close(again.frame_logits, output.frame_logits, rtol=0, atol=0)
 
 
 def test_paper_heads_halve_the_width_four_times_with_silu_between():

@@ -14,7 +14,7 @@ import pytest
 from cacovid.config import TrainConfig
 from cacovid.errors import UserError
 from cluster.training.run_directory import RunDirectory
-from cluster.training.stores.opening import StoredRun, open_stored
+from cluster.training.stores.opening import StoredRun, open_stored, open_to_read
 from cluster.training.stores.ownership import LostRun
 from cluster.training.stores.parcel import Parcel
 from cluster.training.stores.run_store import RunStore
@@ -61,6 +61,27 @@ def test_another_machine_goes_on_from_the_newest_checkpoint(uri: str, tmp_path: 
     assert other.store.files.read("policy/policy.json") == b"4"
     assert other.store.files.read("metrics.jsonl") == run_of(other).metrics.read_bytes()
     assert all("clips" not in name and "cache" not in name for name in other.store.files.list())
+
+
+def test_reading_takes_the_newest_checkpoint_and_not_the_run(uri: str, tmp_path: Path) -> None:
+    one = opened(uri, tmp_path / "one")
+    publish(one, 1, 2)
+    store, config, run = open_to_read(address_of(uri), tmp_path / "reader")
+    assert config == CONFIG
+    check(run, 2)
+    run.release()
+    publish(one, 3)
+    *_, run = open_to_read(address_of(uri), tmp_path / "reader")
+    check(run, 3)
+    run.refit.mkdir()
+    (run.refit / "policy.json").write_text("fresh")
+    store.publish_folder(run.refit)
+    run.release()
+    assert counting(one) == [2, 3]
+    assert one.store.files.read("refit/policy.json") == b"fresh"
+    publish(one, 4)
+    other = opened(uri, tmp_path / "reader")  # what was read counts for nothing there
+    check(run_of(other), 4)
 
 
 def test_the_same_machine_uses_its_working_folder_again(s3: S3Server, tmp_path: Path) -> None:
