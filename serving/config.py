@@ -139,6 +139,9 @@ class EngineConfig(Section):
     max_replicas: Positive = Field(1, description="engine replicas under load; one for each GPU or spare core")
     retries: Count = Field(2, description="times a request is sent again when its replica died")
     stall_s: Seconds = Field(120.0, description="an engine that draws no token for so long makes its replica unhealthy")
+    health_s: Seconds = Field(
+        30.0, description="a replica that three times in a row says nothing of its health for so long is replaced"
+    )
     drain_s: Seconds = Field(60.0, description="how long a leaving replica may finish its requests")
     threads: Positive = Field(1, description="torch threads of one replica on CPU")
     cpus: Annotated[float, Field(ge=0)] = Field(0.5, description="CPUs that Ray reserves for one replica")

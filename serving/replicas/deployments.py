@@ -58,7 +58,7 @@ def _engine_options(config: ServiceConfig) -> dict[str, Any]:
         "max_queued_requests": engine.waiting,
         "graceful_shutdown_timeout_s": engine.drain_s,
         "health_check_period_s": 5,
-        "health_check_timeout_s": 30,
+        "health_check_timeout_s": engine.health_s,
         **_engine_place(config.engine),
     }
 

@@ -68,7 +68,7 @@ def config(media, tmp_path_factory) -> ServiceConfig:
                 "cpus": 0.1,
                 "max_replicas": 1,
             },
-            "engine": {"cpus": 0.1, "max_tokens": LONG},
+            "engine": {"cpus": 0.1, "max_tokens": LONG, "health_s": 10},
             "api": {"cpus": 0.1, "max_replicas": 1, "page": False},
         }
     )

@@ -11,6 +11,7 @@ from cacovid.errors import UserError
 from serving.application import build, with_absolute_paths
 from serving.config import ServiceConfig
 from serving.config_file import load_service_config, parse_service_config, to_yaml
+from serving.replicas.deployments import _engine_options
 from serving.schema import deploy_schema, http_options, service_values
 from tests.support.serving_server import POLICY, policy_folder, service_config, write_keys
 
@@ -133,3 +134,8 @@ def test_replicas_get_absolute_paths(tmp_path, monkeypatch):
         str(tmp_path / "keys.txt"),
         str(tmp_path / "videos"),
     )
+
+
+def test_a_replica_has_as_long_for_a_health_check_as_it_is_told() -> None:
+    config = ServiceConfig.model_validate({"engine": {"health_s": 7}})
+    assert _engine_options(config)["health_check_timeout_s"] == 7
