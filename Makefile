@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 VLLM := .venv-vllm
 DEMO := runs/demo
 
-.PHONY: setup demo test test-slow test-cluster test-cluster-long test-deploy test-gpu test-vllm lmms-eval lint bench bench-serve bench-scale bench-data ablations results clean
+.PHONY: setup demo test test-slow test-cluster test-cluster-long test-deploy test-gpu test-vllm test-lmms-eval lmms-eval lint bench bench-serve bench-scale bench-data ablations results clean
 
 setup: $(READY)
 
@@ -64,6 +64,9 @@ test-vllm: $(VLLM)/.ready
 # Not in .venv: it asks for older releases than we pin.
 lmms-eval: setup
 	$(BIN)/python -m tests.support.lmms_eval
+
+test-lmms-eval: setup
+	$(BIN)/pytest -q -m lmms_eval
 
 lint: setup
 	$(BIN)/ruff check .

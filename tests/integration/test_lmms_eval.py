@@ -15,7 +15,7 @@ from cacovid.policy.base import CompressionPolicy
 from tests.support.lmms_eval import Harness, NotInstallable
 from tests.support.serving_server import KEY, POLICY, embedded_llm, policy_folder, running, service_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.lmms_eval, pytest.mark.timeout(3600)]
 RETENTION = 0.05
 
 
