@@ -56,9 +56,8 @@ class PaperPolicy(CompressionPolicy):
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Heads and norm learn at the full rate, the pretrained layer at a share of it."""
-        layer = list(self.layer.parameters())
-        inside = set(layer)
-        return [parameter for parameter in self.parameters() if parameter not in inside], layer
+        parts = [part for part in (self.norm, self.token_head, self.frame_head) if part is not None]
+        return [parameter for part in parts for parameter in part.parameters()], list(self.layer.parameters())
 
 
 def _head(width: int) -> nn.Sequential:

@@ -7,7 +7,7 @@ import typer
 
 from cacovid.errors import UserError
 from cluster.commands.progress import Progress
-from cluster.commands.shared import Overrides, Work, refuse_work
+from cluster.commands.shared import Joined, Overrides, Work, refuse_work
 
 
 def refit(
@@ -15,10 +15,7 @@ def refit(
     updates: Annotated[int, typer.Option(min=1, help="optimiser steps")] = 400,
     overrides: Overrides = None,
     work: Work = None,
-    address: Annotated[
-        str | None,
-        typer.Option(envvar="RAY_ADDRESS", help="Ray cluster, e.g. auto or host:6379; starts one here if not given"),
-    ] = None,
+    address: Joined = None,
 ) -> None:
     """Train a fresh policy on all answers that a run has kept, without asking for any; it goes to RUN/refit.
 

@@ -20,6 +20,14 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.fiel
 Work = Annotated[
     Path | None, typer.Option(help="with a store: folder here to work in; one of the user's cache if not given")
 ]
+Joined = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        envvar="RAY_ADDRESS",
+        help="Ray cluster, e.g. auto or host:6379; starts one here if not given",
+    ),
+]
 Model = Annotated[
     str | None, typer.Option("--model", help="'embedded', a folder or a hub id; without it the policy's model")
 ]

@@ -9,7 +9,7 @@ import typer
 
 from cacovid.errors import UserError
 from cluster.commands.progress import Progress
-from cluster.commands.shared import ConfigFile, Overrides, Work, refuse_work
+from cluster.commands.shared import ConfigFile, Joined, Overrides, Work, refuse_work
 
 if TYPE_CHECKING:
     from cacovid.config import TrainConfig
@@ -30,10 +30,7 @@ def train(
     fresh: Annotated[bool, typer.Option("--fresh", help="set the run in --out aside and start over")] = False,
     resume: Annotated[str | None, typer.Option(help="like --out, with the configuration of the run there")] = None,
     work: Work = None,
-    address: Annotated[
-        str | None,
-        typer.Option(envvar="RAY_ADDRESS", help="Ray cluster, e.g. auto or host:6379; starts one here if not given"),
-    ] = None,
+    address: Joined = None,
 ) -> None:
     """Train a compression policy. The same command again goes on from the newest checkpoint, with the same result.
 

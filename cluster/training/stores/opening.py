@@ -21,7 +21,7 @@ from cluster.training.same_run import check_same_run
 from cluster.training.stores.address import StoreAddress
 from cluster.training.stores.ownership import Attempt
 from cluster.training.stores.parcel import Parcel, drop_all
-from cluster.training.stores.run_store import RunStore
+from cluster.training.stores.run_store import RunStore, Stored
 
 logger = logging.getLogger(__name__)
 OWNER = ".store.json"  # whose working folder it is
@@ -96,18 +96,19 @@ def open_to_read(address: StoreAddress, work: Path | None) -> tuple[RunStore, Tr
     store.files.timeout_s = config.run.store_timeout_s
     run = _hold(work or default_folder(address), address)
     try:
-        if not _is_newest(run, store.owner.attempts()):
-            _forget(run)
-        store.fetch(run, newer_than=_steps(run))
+        _refresh(store, run, store.owner.attempts())
     except BaseException:
         run.release()
         raise
     return store, config, run
 
 
-def _is_newest(run: RunDirectory, attempts: Sequence[Attempt]) -> bool:
-    """Whether the working folder is that of the newest attempt."""
-    return bool(attempts) and _owner(run).get("attempt") == attempts[-1].name
+def _refresh(store: RunStore, run: RunDirectory, attempts: Sequence[Attempt]) -> list[Stored]:
+    """Keep of the working folder what is of the newest of ``attempts``, and fetch what is newer; see RunStore.fetch."""
+    if not attempts or _owner(run).get("attempt") != attempts[-1].name:
+        _forget(run)
+    run.clear_parts()
+    return store.fetch(run, newer_than=_steps(run))
 
 
 def _hold(folder: Path, address: StoreAddress) -> RunDirectory:
@@ -135,11 +136,8 @@ def _take_over(
     store.owner.claim()
     if fresh:
         tell(f"the earlier {store.shown} is now {store.set_aside()}")
-    if fresh or not _is_newest(run, before):
         _forget(run)
-    run.clear_parts()
-    passed_over = [] if fresh else store.fetch(run, newer_than=_steps(run))
-    store.begin(passed_over)
+    store.begin([] if fresh else _refresh(store, run, before))
     assert store.owner.own is not None
     _own(run, store.shown, store.owner.own.name)
     run.write_config(config)
